@@ -1,0 +1,257 @@
+"""The Attention Branch Network (Fukui et al., CVPR 2019, arXiv 1812.10025) on any backbone, in one file.
+
+    images -> feature extractor -> g(x) -> attention branch  -> M(x), its own class scores
+                                    |                            |
+                                    +--- g(x) * (1 + M(x)) <-----+
+                                                |
+                                       perception branch -> class scores, the prediction
+
+Feature extractor and perception branch are one whole backbone, run once: a hook at its gate reads g, runs the attention
+branch and hands g * (1 + M) on. The network is trained end to end with L = L_att + L_per (`loss.py`).
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from attention_branch.errors import UserError
+from attention_branch.models.branch import AttentionBranch
+from attention_branch.models.gate import GatePlace, grid_size, output_until, resize_map, run_sequence, weight
+from attention_branch.models.saving import ModelConfig, SavedModel
+
+MECHANISMS = ("residual", "product", "none")
+Scores = Tensor | dict[str, Tensor]
+
+
+class ABNOutput(NamedTuple):
+    """What a network with an attention branch answers; with several heads, both kinds of scores are dicts by head."""
+
+    logits: Scores
+    """(N, K): the perception branch's scores, *the* prediction."""
+    attention_logits: Scores | None
+    """(N, K): the attention branch's own scores; None when not asked for."""
+    attention: Tensor
+    """(N, T, h, w) in [0, 1]: one map, or one per head. A map tells where, not which class: it is class-agnostic."""
+
+
+class PlainNetwork(SavedModel):
+    """A backbone without an attention branch, with the same saving, heads and preprocessing as the network with one."""
+
+    is_abn = False
+    mechanism = None
+
+    def __init__(self, config: ModelConfig, backbone: nn.Module, place: GatePlace | None = None) -> None:
+        super().__init__(config)
+        self.backbone = backbone
+        self.place = place
+        sizes = list(config.heads.values()) if config.heads else [int(config.num_classes or 0)]
+        self.sizes = sizes
+        self.total = sum(sizes)
+
+    def forward(self, images: Tensor) -> Scores:
+        """Return logits (N, K), or a dict of them by head, for normalised images (N, 3, H, W)."""
+        self._check_images(images)
+        return self._by_head(list(torch.split(self.backbone(images), self.sizes, dim=1)))
+
+    def _by_head(self, scores: list[Tensor]) -> Scores:
+        return scores[0] if self.heads is None else dict(zip(self.heads, scores, strict=True))
+
+    def _check_images(self, images: Tensor) -> None:
+        if torch.compiler.is_compiling():
+            return
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise UserError(f"Images must have the shape (N, 3, H, W); these have {tuple(images.shape)}.")
+        height, width = images.shape[-2:]
+        fixed = self.config.fixed_size
+        if fixed and (height, width) != tuple(fixed):
+            raise UserError(
+                f"{self.name} was built for images of {fixed[0]}x{fixed[1]}, these are {height}x{width}: resize them, "
+                f"or build it with image_size=({height}, {width})."
+            )
+        if min(height, width) < self.config.smallest_side:
+            raise UserError(
+                f"Images of {height}x{width} are too small for {self.name}: it needs at least "
+                f"{self.config.smallest_side} pixels a side. Enlarge them, or use one of the 32-pixel families (resnet20)."
+            )
+
+
+class AttentionBranchNetwork(PlainNetwork):
+    """A backbone with an attention branch: `logits, attention_logits, attention = model(images)`.
+
+    `task_chunk` heads run through the perception branch at once (with several heads); more is faster and takes more
+    memory, the answers are the same.
+    """
+
+    is_abn = True
+
+    def __init__(self, config: ModelConfig, backbone: nn.Module, place: GatePlace, branch: AttentionBranch) -> None:
+        super().__init__(config, backbone, place)
+        self.place: GatePlace = place
+        self.branch = branch
+        self.mechanism = config.mechanism
+        self.task_chunk = 8
+        # What the hooks of one forward pass share. It is empty between passes, so backbone(images) alone stays plain.
+        self._flow: dict[str, Any] = {}
+        # Bound methods, not closures: a deep copy of the network gets hooks that belong to the copy.
+        backbone.get_submodule(place.features).register_forward_hook(self._at_features)
+        for gate in place.gates:
+            backbone.get_submodule(gate).register_forward_hook(self._at_gate)
+
+    def forward(self, images: Tensor, attention: Tensor | None = None, *, attention_logits: bool = True) -> ABNOutput:
+        """Return (logits, attention logits, map) for normalised images (N, 3, H, W).
+
+        `attention` is a map to use in the place of the network's own: (N, h, w), (N, 1, h, w) or (N, T, h, w), any
+        size. With `attention_logits=False` the branch's own scores are left out, and with a given map too the whole
+        branch is.
+        """
+        self._check_images(images)
+        flow = self._flow
+        try:
+            flow["images"], flow["given"], flow["want_scores"] = images, attention, attention_logits
+            first = self.backbone(images)
+            logits = self._perceive_rest(first, flow)
+            scores = self._by_head(flow["scores"]) if attention_logits else None
+            return ABNOutput(self._by_head(logits), scores, flow["attention"])
+        finally:
+            flow.clear()
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return g(x) in the backbone's own layout, computing nothing behind it."""
+        self._check_images(images)
+        return output_until(self.backbone, self.place.features, images)
+
+    def attend(self, images: Tensor) -> tuple[Tensor, Scores]:
+        """Return the map (N, T, h, w) and the attention branch's scores without running the perception branch."""
+        g = self.features(images)
+        activations, attention = self.branch(g, grid_size(g, self.place, images, self.backbone))
+        return attention, self._by_head(self.branch.scores(activations))
+
+    def class_evidence(self, images: Tensor) -> Scores:
+        """Return the attention branch's scores per position (N, K, h, w), by head if there are several.
+
+        Their mean over positions is the attention logits: the branch is itself a class activation map.
+        """
+        g = self.features(images)
+        activations, _ = self.branch(g, grid_size(g, self.place, images, self.backbone))
+        return self._by_head(self.branch.evidence(activations))
+
+    # --- the two hooks ---
+
+    def _at_features(self, _module: nn.Module, _inputs: Any, g: Tensor) -> Tensor | None:
+        flow = self._flow
+        if "images" not in flow:
+            return None
+        size = grid_size(g, self.place, flow["images"], self.backbone)
+        given = flow["given"]
+        if given is None or flow["want_scores"]:
+            activations, attention = self.branch(g, size)  # (N, K, h, w), (N, T, h, w)
+            if flow["want_scores"]:
+                flow["scores"] = self.branch.scores(activations)
+        if given is not None:
+            attention = self._given_map(given, g.shape[0], size)
+        flow["attention"] = attention
+        if self.mechanism == "none":
+            return None
+        factor = 1 + attention if self.mechanism == "residual" else attention
+        if len(self.sizes) == 1:
+            return self._enter(g, factor)
+        flow["features"] = g
+        flow["chunks"] = chunks = self._task_chunks(factor)
+        return self._enter(g.repeat_interleave(chunks[0].shape[1], dim=0), chunks[0].flatten(0, 1)[:, None])
+
+    def _at_gate(self, _module: nn.Module, _inputs: Any, output: Tensor) -> Tensor | None:
+        factor = self._flow.get("factor")
+        return None if factor is None else weight(output, factor, self.place)
+
+    def _enter(self, g: Tensor, factor: Tensor) -> Tensor:
+        """Gate g here, or leave the factor (N, 1, h, w) for the gates that come later."""
+        if not self.place.gates:
+            return weight(g, factor, self.place)
+        self._flow["factor"] = factor
+        return g
+
+    def _given_map(self, given: Tensor, count: int, size: tuple[int, int]) -> Tensor:
+        maps = given[:, None] if given.ndim == 3 else given
+        if maps.ndim != 4 or maps.shape[0] not in (1, count) or maps.shape[1] not in (1, len(self.sizes)):
+            raise UserError(
+                f"A given map must have the shape (N, h, w), (N, 1, h, w) or (N, {len(self.sizes)}, h, w) with N = "
+                f"{count} or 1; this one has {tuple(given.shape)}."
+            )
+        return resize_map(maps.expand(count, len(self.sizes), -1, -1), size)
+
+    # --- several heads: one shared perception branch, run once per head ---
+
+    def _task_chunks(self, factor: Tensor) -> list[Tensor]:
+        """Divide the factors (N, T, h, w) into groups of at most `task_chunk` heads.
+
+        In training each image enters the heads at another place of the round, so that every group, which its batch
+        norms see as one batch, holds all heads in equal parts: the statistics are those that evaluation uses.
+        """
+        tasks = factor.shape[1]
+        size = self.task_chunk if self.place.tail else tasks
+        if self.training and size < tasks:
+            order = (torch.arange(tasks, device=factor.device) + self._rotation(factor.shape[0], factor.device)) % tasks
+            factor = factor.gather(1, order[:, :, None, None].expand_as(factor))
+        return list(torch.split(factor, size, dim=1))
+
+    @staticmethod
+    def _rotation(count: int, device: torch.device) -> Tensor:
+        return torch.arange(count, device=device)[:, None]
+
+    def _perceive_rest(self, first: Tensor, flow: dict[str, Any]) -> list[Tensor]:
+        """Return each head's logits from the first group's run and from running the other groups."""
+        if "chunks" not in flow:
+            return list(torch.split(first, self.sizes, dim=1))
+        g, chunks = flow["features"], flow["chunks"]
+        parts = [first]
+        for chunk in chunks[1:]:
+            if self.training and torch.is_grad_enabled():
+                # Only one group's activations are kept at a time; the others are computed again on the way back.
+                parts.append(checkpoint(self._perceive, g, chunk, use_reentrant=False, context_fn=self._recompute))
+            else:
+                parts.append(self._perceive(g, chunk))
+        count = g.shape[0]
+        logits = torch.cat([part.unflatten(0, (count, -1)) for part in parts], dim=1)  # (N, T, sum of K)
+        if self.training and len(chunks) > 1:
+            tasks = logits.shape[1]
+            back = (torch.arange(tasks, device=g.device) - self._rotation(count, g.device)) % tasks
+            logits = logits.gather(1, back[:, :, None].expand_as(logits))
+        columns = torch.split(logits, self.sizes, dim=2)
+        return [part[:, task] for task, part in enumerate(columns)]
+
+    def _perceive(self, g: Tensor, factors: Tensor) -> Tensor:
+        """Run the perception branch on g (N, ...) with k factors an image (N, k, h, w); return (N * k, sum of K)."""
+        outer = self._flow.pop("factor", None)
+        try:
+            x = self._enter(g.repeat_interleave(factors.shape[1], dim=0), factors.flatten(0, 1)[:, None])
+            return self.backbone.forward_head(run_sequence(self.backbone, self.place.tail, x))
+        finally:
+            self._flow.pop("factor", None)
+            if outer is not None:
+                self._flow["factor"] = outer
+
+    def _recompute(self) -> tuple[Any, Any]:
+        return _nothing(), _frozen_statistics(self.backbone.modules)
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def _frozen_statistics(modules: Callable[[], Iterator[nn.Module]]) -> Iterator[None]:
+    """Keep batch norms from counting the same batch a second time while activations are computed again."""
+    norms = [module for module in modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum

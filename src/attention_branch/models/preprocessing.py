@@ -1,0 +1,80 @@
+"""From a picture to the tensor a network takes; saved with the weights so that both always travel together."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_INTERPOLATION = {
+    "bicubic": F.InterpolationMode.BICUBIC,
+    "bilinear": F.InterpolationMode.BILINEAR,
+    "nearest": F.InterpolationMode.NEAREST,
+}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Resize, crop and normalise one RGB picture for a network.
+
+    `size` is (height, width) in pixels; `mean` and `std` are per channel on the [0, 1] scale. `resize="crop"` scales the
+    shorter side to size / crop_pct and cuts out the centre; `resize="squash"` scales both sides to `size`, aspect ignored.
+    """
+
+    size: tuple[int, int] = (224, 224)
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    resize: str = "crop"
+    crop_pct: float = 0.875
+    interpolation: str = "bicubic"
+
+    def __post_init__(self) -> None:
+        if self.resize not in ("crop", "squash"):
+            raise ValueError(f"resize is '{self.resize}'; it must be 'crop' or 'squash'.")
+        if self.interpolation not in _INTERPOLATION:
+            raise ValueError(f"interpolation is '{self.interpolation}'; it must be one of {', '.join(_INTERPOLATION)}.")
+
+    def image(self, picture: Image.Image) -> Image.Image:
+        """Return the part of an RGB picture that the network sees, at the network's size, before normalising."""
+        height, width = self.size
+        if (picture.height, picture.width) == (height, width) and (self.resize == "squash" or self.crop_pct == 1):
+            return picture
+        mode = _INTERPOLATION[self.interpolation]
+        if self.resize == "squash":
+            return F.resize(picture, [height, width], interpolation=mode)
+        # The smallest scaling at which the picture covers size / crop_pct in both directions keeps its aspect.
+        scale = max(height / self.crop_pct / picture.height, width / self.crop_pct / picture.width)
+        scaled = [max(height, round(picture.height * scale)), max(width, round(picture.width * scale))]
+        return F.center_crop(F.resize(picture, scaled, interpolation=mode), [height, width])
+
+    def tensor(self, picture: Image.Image) -> Tensor:
+        """Return an RGB picture as a normalised float32 tensor (3, H, W)."""
+        return self.normalize(F.pil_to_tensor(self.image(picture)))
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Normalise images (..., 3, H, W), uint8 or float in [0, 1]."""
+        images = images.float() / 255 if images.dtype == torch.uint8 else images
+        mean, std = self._constants(images)
+        return (images - mean) / std
+
+    def denormalize(self, images: Tensor) -> Tensor:
+        """Return normalised images (..., 3, H, W) to floats in [0, 1], clamped."""
+        mean, std = self._constants(images)
+        return (images * std + mean).clamp(0, 1)
+
+    def _constants(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        return like.new_tensor(self.mean).view(3, 1, 1), like.new_tensor(self.std).view(3, 1, 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as plain values for a JSON file."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Rebuild from `to_dict`'s values (lists become tuples)."""
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})

@@ -1,0 +1,241 @@
+"""From a name to a network: every timm backbone that passes the proof, and the 32-pixel families."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import timm
+import timm.data
+import torch
+from torch import nn
+
+from attention_branch.errors import UserError, did_you_mean
+from attention_branch.models.branch import AttentionBranch, LiteStage, StageChoice, copy_stage
+from attention_branch.models.gate import GatePlace, Proof, grid_size, locate, output_until, prove
+from attention_branch.models.network import MECHANISMS, AttentionBranchNetwork, PlainNetwork
+from attention_branch.models.preprocessing import Preprocessing
+from attention_branch.models.saving import ModelConfig, check_class_names
+from attention_branch.models.small import SMALL, create_small
+
+BRANCHES = ("paper", "lite")
+
+
+@dataclass(frozen=True)
+class Construction:
+    """How a network was put together: where the gate sits, what was proved, what the branch's stage is."""
+
+    place: GatePlace
+    proof: Proof
+    stage_note: str
+    map_size: tuple[int, int]
+    """Map size at the backbone's own image size."""
+
+
+def list_backbones() -> list[str]:
+    """Return the names that `create_model` and `create_backbone` know: the 32-pixel families, then timm's."""
+    return [*SMALL, *timm.list_models()]
+
+
+def create_model(
+    name: str,
+    num_classes: int | None = None,
+    *,
+    heads: dict[str, int] | None = None,
+    pretrained: bool = False,
+    mechanism: str = "residual",
+    branch: str = "paper",
+    map_kernel: int = 3,
+    class_names: Any = None,
+    image_size: int | tuple[int, int] | None = None,
+    **backbone_options: Any,
+) -> AttentionBranchNetwork:
+    """Build an Attention Branch Network on a named backbone.
+
+    Give `num_classes` for a single task or `heads={"smiling": 2, ...}` for several (1 means one sigmoid logit).
+    `mechanism` is g * (1 + M) for "residual", g * M for "product", g for "none" (the branch is trained, its map not
+    applied: the deep-supervision control). `branch` is "paper" or "lite" (at most 5 % more multiply-adds).
+    `map_kernel` is 3 (the published numbers) or 1 (the paper's figure). `image_size` is for backbones of fixed size;
+    further options (`drop_rate`, ...) go to the backbone. Raises `UserError` for a backbone that cannot be gated.
+    """
+    if mechanism not in MECHANISMS:
+        raise UserError(f"Unknown mechanism '{mechanism}'; use one of {', '.join(MECHANISMS)}.")
+    if branch not in BRANCHES:
+        raise UserError(f"Unknown branch '{branch}'; use one of {', '.join(BRANCHES)}.")
+    if map_kernel not in (1, 3):
+        raise UserError(f"map_kernel is {map_kernel}; use 3 (the published numbers) or 1 (the paper's figure).")
+    config = _config(name, num_classes, heads, image_size, backbone_options)
+    config.mechanism, config.branch, config.map_kernel = mechanism, branch, map_kernel
+    config.class_names = check_class_names(class_names, config)
+    model = build(config, pretrained=pretrained)
+    assert isinstance(model, AttentionBranchNetwork)
+    return model
+
+
+def create_backbone(
+    name: str,
+    num_classes: int | None = None,
+    *,
+    heads: dict[str, int] | None = None,
+    pretrained: bool = False,
+    class_names: Any = None,
+    image_size: int | tuple[int, int] | None = None,
+    **backbone_options: Any,
+) -> PlainNetwork:
+    """Build the same network without a branch: the baseline. Arguments as in `create_model`."""
+    config = _config(name, num_classes, heads, image_size, backbone_options)
+    config.class_names = check_class_names(class_names, config)
+    return build(config, pretrained=pretrained)
+
+
+def _config(
+    name: str,
+    num_classes: int | None,
+    heads: dict[str, int] | None,
+    image_size: int | tuple[int, int] | None,
+    options: dict[str, Any],
+) -> ModelConfig:
+    if (num_classes is None) == (heads is None):
+        raise UserError("Give either num_classes (one task) or heads={name: number of classes} (several).")
+    if num_classes is not None and num_classes < 2:
+        raise UserError(f"num_classes is {num_classes}; a classifier needs at least 2.")
+    if heads is not None and (not heads or min(heads.values()) < 1):
+        raise UserError("heads must name at least one task, each with 1 (one sigmoid logit) or more classes.")
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    return ModelConfig(
+        name=name, num_classes=num_classes, heads=dict(heads) if heads else None, image_size=size,
+        backbone_options=dict(options),
+    )  # fmt: skip
+
+
+def build(config: ModelConfig, *, pretrained: bool = False) -> PlainNetwork:
+    """Build the network a configuration describes, fill in what its backbone fixes, and prove its gate."""
+    total = sum(config.heads.values()) if config.heads else int(config.num_classes or 0)
+    backbone = _backbone(config, total, pretrained)
+    _complete(config, backbone)
+    if config.mechanism is None:
+        return PlainNetwork(config, backbone)
+    backbone.eval()
+    images, place = _locate(config, backbone)
+    proof = prove(backbone, place, config.name, images)
+    if not proof.tail_reproduced:
+        place = GatePlace(**{**asdict(place), "tail": ()})
+    with torch.no_grad():
+        features = output_until(backbone, place.features, images)
+        size = grid_size(features, place, images, backbone)
+        # From scratch the branch's stage starts from draws of its own, as in the paper; a pretrained one is a copy.
+        source = backbone if pretrained else _backbone(config, total, False).eval()
+        choice = _stage(config, source, place, proof, features, size)
+    sizes = list(config.heads.values()) if config.heads else [total]
+    # The paper replaces VGG's fully connected layers by 3x3 convolutions in the branch; one, to the K classes, is our
+    # reading of it. Everywhere else the convolution to the classes is 1x1.
+    class_kernel = 3 if type(backbone).__name__ == "VGG" and config.branch == "paper" else 1
+    branch = AttentionBranch(choice.stage, choice.channels, sizes, config.map_kernel, class_kernel)
+    stride = max(1, round(images.shape[-1] / size[1]))
+    if config.fixed_size is None:
+        config.smallest_side = 2 * stride
+    model = AttentionBranchNetwork(config, backbone, place, branch)
+    native = model.preprocessing.size
+    model.construction = Construction(place, proof, choice.note, (native[0] // stride, native[1] // stride))
+    return model.train()
+
+
+def _backbone(config: ModelConfig, total: int, pretrained: bool) -> nn.Module:
+    name, options = config.name, dict(config.backbone_options)
+    if name in SMALL:
+        if pretrained:
+            raise UserError(f"There are no pretrained weights for '{name}'; leave pretrained out, or use a timm backbone.")
+        return _call(name, lambda: create_small(name, total, **options))
+    hub = name.startswith("hf-hub:")
+    if not hub and not timm.is_model(name):
+        raise UserError(f"Unknown backbone '{name}'.{did_you_mean(name, list_backbones())} `abn models` lists all.")
+
+    def create(**size: Any) -> nn.Module:
+        return timm.create_model(name, pretrained=pretrained, num_classes=total, **size, **options)
+
+    if config.image_size is not None:
+        try:
+            return _call(name, lambda: create(img_size=config.image_size), pretrained)
+        except UserError as problem:
+            if "img_size" not in str(problem):  # Only networks tied to one size take that argument; the rest need none.
+                raise
+    return _call(name, create, pretrained)
+
+
+def _call(name: str, create: Any, pretrained: bool = False) -> nn.Module:
+    try:
+        return create()
+    except TypeError as problem:
+        raise UserError(f"'{name}' does not take these options: {problem}.") from problem
+    except (RuntimeError, OSError, ValueError) as problem:
+        if not pretrained:
+            raise
+        reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
+        raise UserError(
+            f"The pretrained weights of '{name}' could not be loaded ({reason}); connect to the network once, or leave "
+            "pretrained out."
+        ) from problem
+
+
+def _complete(config: ModelConfig, backbone: nn.Module) -> None:
+    """Fill in the preprocessing and the sizes a backbone takes."""
+    config_dict = timm.data.resolve_model_data_config(backbone)
+    embed = getattr(backbone, "patch_embed", None)
+    strict = bool(getattr(embed, "strict_img_size", False)) or bool(
+        (getattr(backbone, "pretrained_cfg", None) or getattr(backbone, "default_cfg", {})).get("fixed_input_size")
+    )
+    if getattr(backbone, "dynamic_img_size", False) or config.backbone_options.get("dynamic_img_size"):
+        strict = False
+    size = tuple(config.image_size or config_dict["input_size"][1:])
+    embedded = getattr(embed, "img_size", None)
+    if strict:
+        config.fixed_size = tuple(embedded) if embedded else size
+        size = config.fixed_size
+    if config.preprocessing is None:
+        squash = config_dict.get("crop_mode") == "squash"
+        config.preprocessing = Preprocessing(
+            size=(int(size[0]), int(size[1])),
+            mean=tuple(config_dict["mean"]),
+            std=tuple(config_dict["std"]),
+            resize="squash" if squash else "crop",
+            crop_pct=float(config_dict["crop_pct"]),
+            interpolation=config_dict["interpolation"]
+            if config_dict["interpolation"] in ("bicubic", "bilinear", "nearest")
+            else "bicubic",
+        )
+
+
+def _locate(config: ModelConfig, backbone: nn.Module) -> tuple[torch.Tensor, GatePlace]:
+    """Find the gate on example images, as small as the backbone takes them: the proof's cost grows with their size."""
+    assert config.preprocessing is not None
+    native = config.fixed_size or config.preprocessing.size
+    small = (16, 16) if config.name in SMALL else (64, 64)
+    sizes = [native] if config.fixed_size else [small, native]
+    problem: Exception | None = None
+    for size in sizes:
+        images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+        try:
+            with torch.no_grad():
+                backbone(images)
+        except (RuntimeError, ValueError, AssertionError, IndexError) as raised:
+            problem = raised
+            continue
+        return images, locate(backbone, config.name, images)
+    raise UserError(f"'{config.name}' does not run on images of {native[0]}x{native[1]}: {problem}.")
+
+
+def _stage(
+    config: ModelConfig,
+    backbone: nn.Module,
+    place: GatePlace,
+    proof: Proof,
+    features: torch.Tensor,
+    size: tuple[int, int],
+) -> StageChoice:
+    if config.branch == "lite":
+        channels = lite_channels(place)
+        return StageChoice(LiteStage(place, channels), channels, f"depthwise 3x3 and 1x1 to {channels} channels")
+    return copy_stage(backbone, place, features, size, reproduced=proof.stage_reproduced)
+
+
+def lite_channels(place: GatePlace) -> int:
+    """Return the width of the lite branch: a quarter of g's channels, at least 32."""
+    return max(32, place.channels // 4)
