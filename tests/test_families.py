@@ -92,7 +92,7 @@ class TestFamily:
             assert torch.allclose(gated, plain(images), rtol=1e-5, atol=1e-6)
 
     def test_the_map_moves_the_answer(self, case):
-        family, model, images = case
+        family, model, _ = case
         assert model.construction.proof.effect > 1e-3
         assert bool(model.place.gates) == (family in GATED_BEHIND_A_NORM)
 
@@ -136,7 +136,7 @@ class TestFamily:
         assert 0 <= half.attention.min() <= half.attention.max() <= 1
         # How far rounding drives a network with random weights is the backbone's affair; the gate may not add much.
         drift = (plain_half - plain).norm() / plain.norm()
-        assert (half.logits - full.logits).norm() / full.logits.norm() < 4 * drift + 0.02
+        assert (half.logits - full.logits).norm() / full.logits.norm() < 6 * drift + 0.05
 
     def test_image_sizes(self, case):
         _, model, images = case

@@ -44,7 +44,9 @@ class StageCopy(nn.Module):
 def _remove_strides(module: nn.Module) -> None:
     for name, child in list(module.named_children()):
         stride = getattr(child, "stride", 1)
-        strided = any(step > 1 for step in (stride if isinstance(stride, tuple) else (stride,)) if isinstance(step, int))
+        strided = any(
+            step > 1 for step in (stride if isinstance(stride, tuple) else (stride,)) if isinstance(step, int)
+        )
         if isinstance(child, nn.Conv2d) and strided:
             child.stride = (1, 1)
             if type(child) is nn.Conv2d and any(kernel % 2 == 0 for kernel in child.kernel_size):
@@ -168,6 +170,8 @@ class AttentionBranch(nn.Module):
         """
         nn.init.kaiming_normal_(self.classes.weight, mode="fan_out", nonlinearity="relu")
         for mapper, scorer in zip(self.mappers, self.scorers, strict=True):
+            assert isinstance(mapper, nn.Conv2d)
+            assert isinstance(scorer, nn.Linear)
             nn.init.kaiming_normal_(mapper.weight, mode="fan_out", nonlinearity="relu")
             with torch.no_grad():
                 mapper.weight.abs_()
@@ -199,6 +203,6 @@ class AttentionBranch(nn.Module):
     def evidence(self, activations: Tensor) -> list[Tensor]:
         """Return each head's scores per position (N, K, h, w); their mean over positions is `scores`."""
         return [
-            F.conv2d(part, scorer.weight[:, :, None, None])
+            F.conv2d(part, scorer.get_parameter("weight")[:, :, None, None])
             for scorer, part in zip(self.scorers, self.split(activations), strict=True)
         ]

@@ -87,7 +87,7 @@ def to_maps(x: Tensor, place: GatePlace, size: tuple[int, int] | None = None) ->
 
 
 def weight(x: Tensor, factor: Tensor, place: GatePlace) -> Tensor:
-    """Multiply features of any layout by a factor (N, 1, h, w), resized to their grid; prefix tokens stay as they are."""
+    """Multiply features of any layout by a factor (N, 1, h, w), resized to their grid; prefix tokens stay."""
     factor = factor.to(x.dtype)
     if place.layout == "NLC":
         if factor.shape[-2] * factor.shape[-1] != x.shape[1] - place.prefix_tokens:
@@ -122,7 +122,7 @@ class _Call:
     output: Any = None
 
 
-def _trace(backbone: nn.Module, images: Tensor) -> list[_Call]:
+def _trace(backbone: Any, images: Tensor) -> list[_Call]:
     """Return every module run of `forward_features`, in the order in which they began."""
     calls: list[_Call] = []
     open_calls: list[_Call] = []
@@ -155,14 +155,17 @@ def _trace(backbone: nn.Module, images: Tensor) -> list[_Call]:
 def _following(calls: list[_Call], name: str) -> list[_Call]:
     """Return the runs that continue where the named module ended: at each level of nesting, its later siblings."""
     last = [call for call in calls if call.name == name][-1]
-    found, scope = [], name
+    found: list[_Call] = []
+    scope = name
     while scope:
         scope = scope.rpartition(".")[0]
         prefix = f"{scope}." if scope else ""
         siblings = [
             call
             for call in calls
-            if call.start > last.end and call.name.startswith(prefix) and "." not in call.name[len(prefix) :]
+            if call.start > last.end
+            and call.name.startswith(prefix)
+            and "." not in call.name[len(prefix) :]
             # A container whose inside has begun before the features were ready is covered by its own children.
             and not name.startswith(f"{call.name}.")
         ]
@@ -300,7 +303,7 @@ def gated(backbone: nn.Module, place: GatePlace, factor: Tensor) -> Iterator[Non
             handle.remove()
 
 
-def grid_size(features: Tensor, place: GatePlace, images: Tensor, backbone: nn.Module) -> tuple[int, int]:
+def grid_size(features: Tensor, place: GatePlace, images: Tensor, backbone: Any) -> tuple[int, int]:
     """Return the height and width of the features' grid."""
     if place.layout == "NCHW":
         return features.shape[2], features.shape[3]
@@ -329,9 +332,20 @@ class Proof:
     """Whether running the tail's modules on g and then the head gives the logits."""
 
 
+@dataclass(frozen=True)
+class Construction:
+    """How a network was put together: where the gate sits, what was proved, what the branch's stage is."""
+
+    place: GatePlace
+    proof: Proof
+    stage_note: str
+    map_size: tuple[int, int]
+    """Map size at the backbone's own image size."""
+
+
 def prove(backbone: nn.Module, place: GatePlace, name: str, images: Tensor) -> Proof:
     """Check the place on a float64 copy with perturbed weights; raise `UserError` if the gate does not work there."""
-    probe = copy.deepcopy(backbone).double().eval()
+    probe: Any = copy.deepcopy(backbone).double().eval()
     images = images.double()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -339,11 +353,11 @@ def prove(backbone: nn.Module, place: GatePlace, name: str, images: Tensor) -> P
         # would hide what the gate does in the trained network.
         for parameter in probe.parameters():
             if parameter.ndim > 1 and not parameter.any():
-                parameter += 0.02 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+                parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
             elif parameter.ndim > 1:
-                parameter *= 3
+                parameter.mul_(3)
             elif parameter.any():
-                parameter += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
         features = output_until(probe, place.features, images)
         logits = probe(images)
         size = grid_size(features, place, images, probe)

@@ -20,7 +20,15 @@ from torch.utils.checkpoint import checkpoint
 
 from attention_branch.errors import UserError
 from attention_branch.models.branch import AttentionBranch
-from attention_branch.models.gate import GatePlace, grid_size, output_until, resize_map, run_sequence, weight
+from attention_branch.models.gate import (
+    Construction,
+    GatePlace,
+    grid_size,
+    output_until,
+    resize_map,
+    run_sequence,
+    weight,
+)
 from attention_branch.models.saving import ModelConfig, SavedModel
 
 MECHANISMS = ("residual", "product", "none")
@@ -38,24 +46,16 @@ class ABNOutput(NamedTuple):
     """(N, T, h, w) in [0, 1]: one map, or one per head. A map tells where, not which class: it is class-agnostic."""
 
 
-class PlainNetwork(SavedModel):
-    """A backbone without an attention branch, with the same saving, heads and preprocessing as the network with one."""
+class Network(SavedModel):
+    """What a plain backbone and one with a branch share: saving, heads, preprocessing, the check of the input."""
 
-    is_abn = False
-    mechanism = None
+    is_abn: bool
+    mechanism: str | None
 
-    def __init__(self, config: ModelConfig, backbone: nn.Module, place: GatePlace | None = None) -> None:
+    def __init__(self, config: ModelConfig, backbone: nn.Module) -> None:
         super().__init__(config)
-        self.backbone = backbone
-        self.place = place
-        sizes = list(config.heads.values()) if config.heads else [int(config.num_classes or 0)]
-        self.sizes = sizes
-        self.total = sum(sizes)
-
-    def forward(self, images: Tensor) -> Scores:
-        """Return logits (N, K), or a dict of them by head, for normalised images (N, 3, H, W)."""
-        self._check_images(images)
-        return self._by_head(list(torch.split(self.backbone(images), self.sizes, dim=1)))
+        self.backbone: Any = backbone
+        self.sizes = list(config.heads.values()) if config.heads else [int(config.num_classes or 0)]
 
     def _by_head(self, scores: list[Tensor]) -> Scores:
         return scores[0] if self.heads is None else dict(zip(self.heads, scores, strict=True))
@@ -75,11 +75,23 @@ class PlainNetwork(SavedModel):
         if min(height, width) < self.config.smallest_side:
             raise UserError(
                 f"Images of {height}x{width} are too small for {self.name}: it needs at least "
-                f"{self.config.smallest_side} pixels a side. Enlarge them, or use one of the 32-pixel families (resnet20)."
+                f"{self.config.smallest_side} pixels a side. Enlarge them, or use a 32-pixel family (resnet20)."
             )
 
 
-class AttentionBranchNetwork(PlainNetwork):
+class PlainNetwork(Network):
+    """A backbone without an attention branch: the baseline."""
+
+    is_abn = False
+    mechanism = None
+
+    def forward(self, images: Tensor) -> Scores:
+        """Return logits (N, K), or a dict of them by head, for normalised images (N, 3, H, W)."""
+        self._check_images(images)
+        return self._by_head(list(torch.split(self.backbone(images), self.sizes, dim=1)))
+
+
+class AttentionBranchNetwork(Network):
     """A backbone with an attention branch: `logits, attention_logits, attention = model(images)`.
 
     `task_chunk` heads run through the perception branch at once (with several heads); more is faster and takes more
@@ -87,10 +99,11 @@ class AttentionBranchNetwork(PlainNetwork):
     """
 
     is_abn = True
+    construction: Construction
 
     def __init__(self, config: ModelConfig, backbone: nn.Module, place: GatePlace, branch: AttentionBranch) -> None:
-        super().__init__(config, backbone, place)
-        self.place: GatePlace = place
+        super().__init__(config, backbone)
+        self.place = place
         self.branch = branch
         self.mechanism = config.mechanism
         self.task_chunk = 8

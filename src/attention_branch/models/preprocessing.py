@@ -22,8 +22,9 @@ _INTERPOLATION = {
 class Preprocessing:
     """Resize, crop and normalise one RGB picture for a network.
 
-    `size` is (height, width) in pixels; `mean` and `std` are per channel on the [0, 1] scale. `resize="crop"` scales the
-    shorter side to size / crop_pct and cuts out the centre; `resize="squash"` scales both sides to `size`, aspect ignored.
+    `size` is (height, width) in pixels; `mean` and `std` are per channel on the [0, 1] scale. `resize="crop"` scales
+    the shorter side to size / crop_pct and cuts out the centre; `resize="squash"` scales both sides to `size`, aspect
+    ignored.
     """
 
     size: tuple[int, int] = (224, 224)
@@ -77,4 +78,7 @@ class Preprocessing:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Rebuild from `to_dict`'s values (lists become tuples)."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        plain: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        return cls(**plain)

@@ -1,6 +1,6 @@
 """From a name to a network: every timm backbone that passes the proof, and the 32-pixel families."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import timm
@@ -10,24 +10,13 @@ from torch import nn
 
 from attention_branch.errors import UserError, did_you_mean
 from attention_branch.models.branch import AttentionBranch, LiteStage, StageChoice, copy_stage
-from attention_branch.models.gate import GatePlace, Proof, grid_size, locate, output_until, prove
-from attention_branch.models.network import MECHANISMS, AttentionBranchNetwork, PlainNetwork
+from attention_branch.models.gate import Construction, GatePlace, Proof, grid_size, locate, output_until, prove
+from attention_branch.models.network import MECHANISMS, AttentionBranchNetwork, Network, PlainNetwork
 from attention_branch.models.preprocessing import Preprocessing
 from attention_branch.models.saving import ModelConfig, check_class_names
 from attention_branch.models.small import SMALL, create_small
 
 BRANCHES = ("paper", "lite")
-
-
-@dataclass(frozen=True)
-class Construction:
-    """How a network was put together: where the gate sits, what was proved, what the branch's stage is."""
-
-    place: GatePlace
-    proof: Proof
-    stage_note: str
-    map_size: tuple[int, int]
-    """Map size at the backbone's own image size."""
 
 
 def list_backbones() -> list[str]:
@@ -83,7 +72,9 @@ def create_backbone(
     """Build the same network without a branch: the baseline. Arguments as in `create_model`."""
     config = _config(name, num_classes, heads, image_size, backbone_options)
     config.class_names = check_class_names(class_names, config)
-    return build(config, pretrained=pretrained)
+    model = build(config, pretrained=pretrained)
+    assert isinstance(model, PlainNetwork)
+    return model
 
 
 def _config(
@@ -106,7 +97,7 @@ def _config(
     )  # fmt: skip
 
 
-def build(config: ModelConfig, *, pretrained: bool = False) -> PlainNetwork:
+def build(config: ModelConfig, *, pretrained: bool = False) -> Network:
     """Build the network a configuration describes, fill in what its backbone fixes, and prove its gate."""
     total = sum(config.heads.values()) if config.heads else int(config.num_classes or 0)
     backbone = _backbone(config, total, pretrained)
@@ -142,7 +133,9 @@ def _backbone(config: ModelConfig, total: int, pretrained: bool) -> nn.Module:
     name, options = config.name, dict(config.backbone_options)
     if name in SMALL:
         if pretrained:
-            raise UserError(f"There are no pretrained weights for '{name}'; leave pretrained out, or use a timm backbone.")
+            raise UserError(
+                f"There are no pretrained weights for '{name}'; leave pretrained out, or use a timm backbone."
+            )
         return _call(name, lambda: create_small(name, total, **options))
     hub = name.startswith("hf-hub:")
     if not hub and not timm.is_model(name):
@@ -175,7 +168,7 @@ def _call(name: str, create: Any, pretrained: bool = False) -> nn.Module:
         ) from problem
 
 
-def _complete(config: ModelConfig, backbone: nn.Module) -> None:
+def _complete(config: ModelConfig, backbone: Any) -> None:
     """Fill in the preprocessing and the sizes a backbone takes."""
     config_dict = timm.data.resolve_model_data_config(backbone)
     embed = getattr(backbone, "patch_embed", None)

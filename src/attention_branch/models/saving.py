@@ -111,7 +111,7 @@ class SavedModel(nn.Module, ModelHubMixin):
     def class_names(self, value: Any) -> None:
         self.config.class_names = check_class_names(value, self.config)
 
-    def save_pretrained(self, save_directory: str | Path, *, push_to_hub: bool = False, **hub: Any) -> None:  # type: ignore[override]
+    def save_pretrained(self, save_directory: str | Path, *, push_to_hub: bool = False, **hub: Any) -> None:
         """Write model.safetensors and config.json into a folder, whole or not at all.
 
         With `push_to_hub=True` the folder goes to the Hugging Face hub too (`repo_id=`, `token=`, ... as there).
@@ -151,7 +151,7 @@ class SavedModel(nn.Module, ModelHubMixin):
         return load_model(model_id)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **_: Any) -> "SavedModel":  # type: ignore[override]
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **_: Any) -> "SavedModel":
         """Load from a folder or the hub; the same as `load_model`."""
         return load_model(pretrained_model_name_or_path)
 
@@ -181,8 +181,8 @@ def model_folder(source: str | Path) -> Path:
             return candidate
     if folder.is_file():
         raise UserError(
-            f"'{source}' is a file; give the folder with {WEIGHTS} and {CONFIG}. Pickled checkpoints (.pt, .pth, .ckpt) "
-            "are not loaded, since they can run a stranger's code."
+            f"'{source}' is a file; give the folder with {WEIGHTS} and {CONFIG}. Pickled checkpoints (.pt, .pth, "
+            ".ckpt) are not loaded, since they can run a stranger's code."
         )
     if folder.is_dir():
         raise UserError(f"'{source}' holds no saved network ({WEIGHTS} and {CONFIG}, or a run's model folder).")
@@ -232,7 +232,8 @@ def load_weights(model: nn.Module, tensors: dict[str, torch.Tensor], source: str
             raise UserError(f"'{source}' lacks '{name}'; it belongs to another network.")
         if tensors[name].shape != value.shape:
             raise UserError(
-                f"'{source}' does not fit: '{name}' is {tuple(tensors[name].shape)} there and {tuple(value.shape)} here."
+                f"'{source}' does not fit: '{name}' is {tuple(tensors[name].shape)} there and {tuple(value.shape)} "
+                "here."
             )
     extra = sorted(set(tensors) - set(own))
     if extra:

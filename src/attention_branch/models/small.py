@@ -250,11 +250,15 @@ def small_densenet(depth: int, growth: int, num_classes: int, drop_rate: float =
 
 SMALL: dict[str, Callable[..., SmallNetwork]] = {
     **{
-        f"resnet{depth}": (lambda num_classes, depth=depth, **options: small_resnet(depth, False, num_classes, **options))
+        f"resnet{depth}": (
+            lambda num_classes, depth=depth, **options: small_resnet(depth, False, num_classes, **options)
+        )
         for depth in (20, 32, 44, 56, 110)
     },
     **{
-        f"resnet{depth}b": (lambda num_classes, depth=depth, **options: small_resnet(depth, True, num_classes, **options))
+        f"resnet{depth}b": (
+            lambda num_classes, depth=depth, **options: small_resnet(depth, True, num_classes, **options)
+        )
         for depth in (65, 83, 164)
     },
     "wrn_28_10": lambda num_classes, **options: wide_resnet(28, 10, num_classes, **options),

@@ -1,0 +1,259 @@
+"""The `abn` command: one function per subcommand, nothing else. Heavy imports wait until a command needs them."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import Positional, arg
+
+from attention_branch.errors import UserError
+
+Device = Annotated[str, arg(help="cpu, cuda, cuda:1, ...; auto takes a GPU when there is one.")]
+
+
+def demo(
+    *,
+    out: Annotated[str, arg(help="Run folder to write; a demo that stands there is replaced.")] = "runs/demo",
+    seed: Annotated[int, arg(help="Seed of the digits, the start weights and the order of images.")] = 0,
+    control: Annotated[bool, arg(help="Also train the same network with its map not applied (mechanism none).")] = True,
+) -> int:
+    """Train on handwritten digits in real photos, measure where the network looked, and write a report."""
+    from attention_branch.demo import run_demo
+
+    run_demo(out, seed=seed, control=control, console=Console())
+    return 0
+
+
+def evaluate(
+    run: Annotated[Positional[str], arg(metavar="RUN", help="A run, a saved network's folder or a hub name.")],
+    data: Annotated[
+        Positional[str | None], arg(metavar="DATA", help="Data to evaluate on. Left out: the data it was trained on.")
+    ] = None,
+    *,
+    split: Annotated[Literal["test", "validation", "train"], arg(help="Split to evaluate on.")] = "test",
+    limit: Annotated[int | None, arg(help="Take this many images at random.")] = None,
+    out: Annotated[str | None, arg(help="Folder for evaluation-SPLIT.json and report.html. Left out: the run.")] = None,
+    batch_size: Annotated[int, arg(help="Images at once.")] = 64,
+    workers: Annotated[int, arg(help="Processes that load images.")] = 0,
+    device: Device = "auto",
+    report: Annotated[bool, arg(help="Also write report.html: right, wrong and least certain images.")] = True,
+    json_output: Annotated[bool, arg(name="json", help="Print the result as JSON and nothing else.")] = False,
+) -> int:
+    """Measure a network: accuracy, both branches, calibration, per class, and where its map points."""
+    from attention_branch.evaluation import evaluate_run
+    from attention_branch.report import write_evaluation_report
+
+    evaluation = evaluate_run(
+        run,
+        data,
+        split,
+        output=out,
+        batch_size=batch_size,
+        workers=workers,
+        limit=limit,
+        device=_device(device),
+        report=write_evaluation_report if report else None,
+        progress=not json_output,
+    )
+    if json_output:
+        print(json.dumps(evaluation.to_dict(), allow_nan=False))
+    else:
+        evaluation.print(Console())
+    return 0
+
+
+def explain(
+    run: Annotated[Positional[str], arg(metavar="RUN", help="A run, a saved network's folder or a hub name.")],
+    images: Annotated[
+        Positional[tuple[str, ...]], arg(metavar="IMAGES...", help="Image files, folders, or quoted patterns.")
+    ],
+    *,
+    out: Annotated[str, arg(help="Folder to write pictures, maps, predictions.jsonl and report.html into.")] = (
+        "explained"
+    ),
+    method: Annotated[
+        Literal["attention", "attention-class", "random", "center", "constant"],
+        arg(
+            help="attention is the network's map (where it looked, whatever the class); attention-class the branch's "
+            "evidence for one class; random, center and constant are controls."
+        ),
+    ] = "attention",
+    target: Annotated[
+        str | None, arg(help="Class (name or index) to explain; with several heads HEAD or HEAD=CLASS.")
+    ] = None,
+    top: Annotated[int, arg(help="Classes listed per image.")] = 5,
+    stretch: Annotated[bool, arg(help="Spread the colours over each map's own extremes; every picture says so.")] = (
+        False
+    ),
+    batch_size: Annotated[int, arg(help="Images at once.")] = 16,
+    device: Device = "auto",
+) -> int:
+    """Show where a network looked: one picture per image, predictions.jsonl and report.html."""
+    from attention_branch.report import explain_files
+
+    chosen = int(target) if target is not None and target.isdigit() else target
+    done = explain_files(
+        run,
+        images,
+        out,
+        method=method,
+        target=chosen,
+        top_k=top,
+        batch_size=batch_size,
+        stretch=stretch,
+        device=_device(device),
+    )
+    for line in done.lines():
+        print(line)
+    return done.exit_code
+
+
+def check(
+    data: Annotated[Positional[str], arg(metavar="DATA", help="Data to read: a folder, a parquet file, hf:NAME, ...")],
+    *,
+    json_output: Annotated[bool, arg(name="json", help="Print the findings as JSON and nothing else.")] = False,
+) -> int:
+    """Read every image of a data set once and list the broken, empty, duplicate and odd ones."""
+    from attention_branch.data import check_data
+
+    report = check_data(data, progress=not json_output)
+    if json_output:
+        print(json.dumps(report.to_dict(), allow_nan=False))
+    else:
+        report.print(Console())
+    return 0 if report.sound else 1
+
+
+def info(
+    name: Annotated[Positional[str], arg(metavar="NAME", help="Backbone: a timm name or a 32-pixel family.")],
+    *,
+    classes: Annotated[int, arg(help="Number of classes.")] = 1000,
+    image_size: Annotated[int | None, arg(help="Side of the square input. Left out: the backbone's own.")] = None,
+    map_kernel: Annotated[Literal[3, 1], arg(help="Kernel of the convolution that makes the map.")] = 3,
+    json_output: Annotated[bool, arg(name="json", help="Print as JSON and nothing else.")] = False,
+) -> int:
+    """Print what a network costs with and without its attention branch, and where the gate sits and why."""
+    from attention_branch.models.cost import describe
+
+    found = describe(name, classes, map_kernel=map_kernel, image_size=image_size)
+    if json_output:
+        print(json.dumps(found))
+        return 0
+    height, width = found["image_size"]
+    table = Table(title=f"{name}, {classes} classes, {height}x{width} pixels", title_justify="left")
+    for heading, side in (("network", "left"), ("parameters", "right"), ("multiply-adds", "right"), ("ratio", "right")):
+        table.add_column(heading, justify=side)  # type: ignore[arg-type]
+    for kind, row in found["networks"].items():
+        label = "plain backbone" if kind == "plain" else f"ABN, {kind} branch"
+        table.add_row(
+            label, f"{row['parameters'] / 1e6:.3f} M", f"{row['multiply_adds'] / 1e6:,.1f} M", f"{row['ratio']:.3f}"
+        )
+    console = Console()
+    console.print(table)
+    console.print(f"map:      {found['map_size'][0]}x{found['map_size'][1]} positions, one map for all classes")
+    console.print(f"features: output of {found['features']}")
+    console.print(f"gate:     {', '.join(found['gates'])} - {found['why']}", soft_wrap=True)
+    console.print(f"proof:    random maps in [1, 2] move the logits by {found['effect']:.3f} (needs more than 0.001)")
+    for kind, note in found["stages"].items():
+        console.print(f"{kind + ':':<9} {note}", soft_wrap=True)
+    return 0
+
+
+def models(
+    pattern: Annotated[Positional[str], arg(metavar="PATTERN", help="Part of a name, or a pattern: '*next*'.")] = "*",
+) -> int:
+    """List the backbones by name: the 32-pixel families, then timm's."""
+    import fnmatch
+
+    from attention_branch.models import list_backbones
+    from attention_branch.models.small import SMALL
+
+    wanted = pattern if "*" in pattern else f"*{pattern}*"
+    found = [name for name in list_backbones() if fnmatch.fnmatch(name, wanted)]
+    if not found:
+        raise UserError(f"No backbone matches '{pattern}'; `abn models` lists all of them.")
+    for name in found:
+        print(name, "(32-pixel family)" if name in SMALL else "", sep="  ".rstrip() + " ")
+    return 0
+
+
+def train(arguments: Sequence[str]) -> int:
+    """Train a classifier that shows where it looked, on a folder, a table or a named data set."""
+    from attention_branch.training import parse_train_arguments
+    from attention_branch.training import train as run_training
+
+    run_training(parse_train_arguments(arguments))
+    return 0
+
+
+COMMANDS: dict[str, Callable[..., int]] = {
+    "demo": demo,
+    "train": train,
+    "evaluate": evaluate,
+    "explain": explain,
+    "check": check,
+    "models": models,
+    "info": info,
+}
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as problem:
+        raise UserError(f"The device '{name}' cannot be used here; try --device cpu.") from problem
+    return name
+
+
+def _overview() -> None:
+    console = Console()
+    console.print("abn: image classifiers that show where they looked (Attention Branch Networks).\n")
+    console.print("usage: abn COMMAND ...        abn COMMAND --help says more\n", markup=False)
+    for name, function in COMMANDS.items():
+        console.print(f"  {name:<10}{(function.__doc__ or '').splitlines()[0]}", markup=False, highlight=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run `abn`. Exits with 0, with 2 for what the user can mend, with 130 when interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        _overview()
+        sys.exit(0)
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"attention-branch {version('attention-branch')}")
+        sys.exit(0)
+    try:
+        name, rest = arguments[0], arguments[1:]
+        if name not in COMMANDS:
+            from attention_branch.errors import did_you_mean
+
+            raise UserError(f"Unknown command '{name}'.{did_you_mean(name, COMMANDS)} `abn --help` lists all.")
+        function = COMMANDS[name]
+        if function is train:
+            sys.exit(train(rest))
+        sys.exit(tyro.cli(function, args=rest, prog=f"abn {name}"))
+    except UserError as problem:
+        print(f"abn: {problem}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("abn: interrupted.", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output went away (`abn models | head`).
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

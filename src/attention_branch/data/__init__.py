@@ -1,0 +1,25 @@
+"""One string names the data; out come train, validation and test pictures with their targets."""
+
+from attention_branch.data.augment import AUGMENTATIONS
+from attention_branch.data.check import Report, check_data
+from attention_branch.data.dataset import DataSet, ImageSet, Sample
+from attention_branch.data.images import find_images, open_image
+from attention_branch.data.loader import ImageLoader, make_loader
+from attention_branch.data.opening import DATA_NAMES, open_data
+from attention_branch.data.regions import transform_mask
+
+__all__ = [
+    "AUGMENTATIONS",
+    "DATA_NAMES",
+    "DataSet",
+    "ImageLoader",
+    "ImageSet",
+    "Report",
+    "Sample",
+    "check_data",
+    "find_images",
+    "make_loader",
+    "open_data",
+    "open_image",
+    "transform_mask",
+]

@@ -1,0 +1,122 @@
+"""`abn demo`: the whole path on the embedded digits, from training to a page that shows where the network looked."""
+
+import dataclasses
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from attention_branch.data import open_data
+from attention_branch.errors import UserError
+from attention_branch.evaluation import Evaluation, evaluate
+from attention_branch.files import write_json
+from attention_branch.models import load_model
+from attention_branch.report import explain_files, write_evaluation_report
+from attention_branch.training import TrainConfig, recipe, train
+
+_MAPS = {"attention": "pointing", "center": "pointing_center", "random": "pointing_random"}
+_EXPLAINED = 12
+
+
+def run_demo(out: str | Path, *, seed: int = 0, control: bool = True, console: Console | None = None) -> dict[str, Any]:
+    """Train an ABN on `digits` (and a control), measure both on the test split, and write pictures and report.html.
+
+    The control is the same network with mechanism "none": its branch is trained, its map is not applied. Returns what
+    summary.json holds: `accuracy`, `attention_accuracy`, `pointing`, `pointing_center`, `pointing_random`, `seconds`,
+    and the same of the control under `controls`. Raises `UserError` if `out` holds something that is no demo.
+    """
+    console = console or Console()
+    began = time.perf_counter()
+    out = Path(out)
+    _clear(out)
+    config = recipe("digits", out=str(out), seed=seed)
+    if _has_fast_bfloat16():
+        config = dataclasses.replace(config, precision="bf16")
+    test = open_data(config.data, seed=seed).test
+    assert test is not None
+
+    summary, evaluation = _train_and_measure(config, test)
+    controls: dict[str, Evaluation] = {}
+    if control:
+        settings = dataclasses.replace(config, mechanism="none", out=str(out / "control-none"), maps=0)
+        found, controls["none"] = _train_and_measure(settings, test)
+        summary["controls"] = {"none": found}
+
+    write_json(out / "evaluation-test.json", evaluation.to_dict())
+    model = load_model(out)
+    write_evaluation_report(
+        out / "report.html",
+        model,
+        test,
+        evaluation,
+        title="Handwritten digits in photos: where the network looked",
+        controls=controls,
+        facts={"Network": f"{config.model}, branch {config.branch}, mechanism {config.mechanism}", "Seed": seed},
+    )
+    _explain_some(out, test)
+    summary["seconds"] = round(time.perf_counter() - began, 1)
+    write_json(out / "summary.json", summary)
+    _print(console, out, summary, len(test))
+    return summary
+
+
+def _clear(out: Path) -> None:
+    if not out.exists():
+        return
+    demo = (out / "summary.json").exists() or (out / "config.json").exists()
+    if not out.is_dir() or (any(out.iterdir()) and not demo):
+        raise UserError(f"'{out}' holds something that is not a demo; choose another folder with --out.")
+    shutil.rmtree(out)
+
+
+def _has_fast_bfloat16() -> bool:
+    """Tell whether bfloat16 is computed by the processor itself rather than imitated."""
+    return torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def _train_and_measure(config: TrainConfig, test: Any) -> tuple[dict[str, Any], Evaluation]:
+    began = time.perf_counter()
+    run = train(config)
+    trained = time.perf_counter() - began
+    evaluation = evaluate(load_model(run), test, batch_size=250)
+    summary: dict[str, Any] = {
+        "mechanism": config.mechanism,
+        "accuracy": evaluation.accuracy,
+        "attention_accuracy": evaluation.attention_accuracy,
+    }
+    for name, key in _MAPS.items():
+        summary[key] = evaluation.pointing[name].mean
+        summary[f"{key}_interval"] = evaluation.pointing[name].interval
+    return summary | {"seconds": round(trained, 1)}, evaluation
+
+
+def _explain_some(out: Path, test: Any) -> None:
+    """Write the first test images as files and explain them as a user's own would be."""
+    folder = out / "images"
+    folder.mkdir(exist_ok=True)
+    for index in range(_EXPLAINED):
+        sample = test[index]
+        sample.image.save(folder / f"{index:02d}-digit-{sample.target}.png")
+    explain_files(out, [folder], out / "explained", progress=False)
+
+
+def _print(console: Console, out: Path, summary: dict[str, Any], count: int) -> None:
+    table = Table(title=f"{count} test images", title_justify="left")
+    for heading in ("network", "accuracy", "attention branch", "map on the digit"):
+        table.add_column(heading, justify="left" if heading == "network" else "right")
+    rows = {f"attention ({summary['mechanism']})": summary}
+    rows |= {f"control ({name}: map not applied)": found for name, found in summary.get("controls", {}).items()}
+    for label, found in rows.items():
+        cells = (found["accuracy"], found["attention_accuracy"], found["pointing"])
+        table.add_row(label, *(f"{100 * cell:.1f} %" for cell in cells))
+    table.add_row("centred Gaussian", "", "", f"{100 * summary['pointing_center']:.1f} %")
+    table.add_row("random map", "", "", f"{100 * summary['pointing_random']:.1f} %")
+    console.print(table)
+    console.print(
+        "map on the digit: share of images whose map has its maximum within 15/224 of the side of the digit's pixels"
+    )
+    console.print(f"{summary['seconds']:.0f} s in all. Open {out / 'report.html'}", soft_wrap=True)

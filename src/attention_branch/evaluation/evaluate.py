@@ -1,0 +1,226 @@
+"""One pass over the data: both branches' answers, and where the map points if the data knows where the object is."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from attention_branch.data.dataset import ImageSet
+from attention_branch.errors import UserError
+from attention_branch.evaluation.classes import SINGLE, match_classes, rename_targets
+from attention_branch.evaluation.evaluation import Evaluation, HeadEvaluation, Predictions
+from attention_branch.explanations.controls import center_maps, random_maps
+from attention_branch.explanations.explanation import evaluating
+from attention_branch.explanations.targets import head_class_names
+from attention_branch.metrics.collapse import collapse_alarm
+from attention_branch.metrics.pointing import TOLERANCE, PointingGame
+
+_MAPS_KEPT = 1024
+
+
+def evaluate(
+    model: nn.Module,
+    data: ImageSet | Iterable[Mapping[str, Any]],
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+    tolerance: float = TOLERANCE,
+    seed: int = 0,
+    notes: Sequence[str] = (),
+    record: Mapping[str, Any] | None = None,
+    progress: bool = False,
+) -> Evaluation:
+    """Evaluate a network on an image set, or on batches {"images", "targets", optional "index" and "regions"}.
+
+    Classes of an image set are matched to the model's by name; targets of batches are the model's own indices, -1 where
+    missing. `regions` are lists of masks (H, W) or None, at the network's input size; where they exist the map's
+    pointing game is played beside a centred Gaussian and a random map (from `seed`) on the same images. Runs on the
+    model's device in eval mode and leaves the model as it was. Raises `UserError` for no images, labels out of range,
+    unknown classes.
+    """
+    parameter = next(model.parameters(), None)
+    device = torch.device("cpu") if parameter is None else parameter.device
+    names, places, batches = _prepare(model, data, batch_size, workers, pinned=device.type == "cuda")
+    collected = _Collected(tolerance, seed)
+    with evaluating(model), torch.inference_mode():
+        for batch in _shown(batches, progress):
+            images = batch["images"].to(device, non_blocking=True)
+            collected.add(model(images), batch, images.shape[-2:])
+    if collected.n == 0:
+        raise UserError("There is no image to evaluate on; choose a split that holds some.")
+    heads = {}
+    for head, parts in collected.probabilities.items():
+        probabilities = np.concatenate(parts)
+        if head not in collected.targets:
+            continue
+        targets = np.concatenate(collected.targets[head])
+        if head in places:
+            targets = rename_targets(targets, places[head])
+        if targets.max() >= probabilities.shape[1] or targets.min() < -1:
+            wrong = int(targets.max() if targets.max() >= probabilities.shape[1] else targets.min())
+            raise UserError(
+                f"Label {wrong} is out of range: the model has {probabilities.shape[1]} classes, from 0 on."
+            )
+        second = collected.attention_probabilities.get(head)
+        predictions = Predictions(
+            probabilities=probabilities,
+            attention_probabilities=np.concatenate(second) if second else None,
+            targets=targets,
+            index=np.concatenate(collected.index),
+        )
+        own = names.get(head) or head_class_names(model, head if head != SINGLE else None)
+        heads[head] = HeadEvaluation.of(predictions, own or [str(number) for number in range(probabilities.shape[1])])
+    maps = torch.cat(collected.maps)[:_MAPS_KEPT] if collected.maps else None
+    return Evaluation(
+        n=collected.n,
+        heads=heads,
+        pointing=collected.pointing(),
+        maps=_map_statistics(maps) if maps is not None else {},
+        alarm=collapse_alarm(maps) if maps is not None else None,
+        notes=tuple(notes),
+        record=dict(record or {}),
+    )
+
+
+class _Collected:
+    """Answers and pointing games of all batches so far."""
+
+    def __init__(self, tolerance: float, seed: int) -> None:
+        self.n = 0
+        self.probabilities: dict[str, list[np.ndarray]] = {}
+        self.attention_probabilities: dict[str, list[np.ndarray]] = {}
+        self.targets: dict[str, list[np.ndarray]] = {}
+        self.index: list[np.ndarray] = []
+        self.maps: list[Tensor] = []
+        self._games: dict[str, PointingGame] = {}
+        self._tolerance, self._seed = tolerance, seed
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def add(self, output: Any, batch: Mapping[str, Any], size: tuple[int, int] | torch.Size) -> None:
+        logits = _by_head(getattr(output, "logits", output))
+        for head, values in logits.items():
+            self.probabilities.setdefault(head, []).append(_probabilities(values))
+        attention: Tensor | None = getattr(output, "attention", None)
+        if attention is not None:
+            for head, values in _by_head(output.attention_logits).items():
+                self.attention_probabilities.setdefault(head, []).append(_probabilities(values))
+            if sum(len(part) for part in self.maps) < _MAPS_KEPT:
+                self.maps.append(attention.float().cpu())
+        for head, values in _by_head(batch["targets"]).items():
+            self.targets.setdefault(head, []).append(values.cpu().numpy().astype(np.int64))
+        count = len(batch["images"])
+        index = batch.get("index")
+        self.index.append(np.arange(self.n, self.n + count) if index is None else index.cpu().numpy())
+        self.n += count
+        regions = batch.get("regions")
+        if regions is not None and attention is not None:
+            self._point(attention, regions, list(logits), size)
+
+    def _point(
+        self, attention: Tensor, regions: Sequence[Any], heads: list[str], size: tuple[int, int] | torch.Size
+    ) -> None:
+        known = [position for position, region in enumerate(regions) if region is not None]
+        noise = random_maps(len(regions), size[0], size[1], self._generator)
+        if not known:
+            return
+        masks = torch.stack([torch.as_tensor(regions[position]) for position in known])
+        for task in range(attention.shape[1]):
+            name = "attention" if attention.shape[1] == 1 else f"attention: {heads[task]}"
+            self._game(name).update(attention[known, task].float().cpu(), masks)
+        self._game("center").update(center_maps(len(known), size[0], size[1]), masks)
+        self._game("random").update(noise[known], masks)
+
+    def _game(self, name: str) -> PointingGame:
+        return self._games.setdefault(name, PointingGame(self._tolerance, seed=self._seed))
+
+    def pointing(self) -> dict[str, Any]:
+        results = {name: game.compute() for name, game in self._games.items()}
+        for result in results.values():
+            result.protocol["picture"] = "what the network sees, after resizing and cropping"
+        return {name: result for name, result in results.items() if result.n}
+
+
+class _Items(Dataset):
+    """An image set as the network takes it, with the object's region in the same geometry; decoded once."""
+
+    def __init__(self, images: ImageSet, preprocessing: Any) -> None:
+        self._images, self._preprocessing = images, preprocessing
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Any, int, np.ndarray | None]:
+        sample = self._images[index]
+        return self._preprocessing.tensor(sample.image), sample.target, index, sample.region(self._preprocessing)
+
+
+def _collate(items: list[tuple[Tensor, Any, int, np.ndarray | None]]) -> dict[str, Any]:
+    images, targets, index, regions = zip(*items, strict=True)
+    if isinstance(targets[0], Mapping):
+        stacked: Any = {head: torch.tensor([target[head] for target in targets]) for head in targets[0]}
+    else:
+        stacked = torch.tensor(targets)
+    masks = [None if region is None else torch.from_numpy(np.ascontiguousarray(region)) for region in regions]
+    return {
+        "images": torch.stack(images),
+        "targets": stacked,
+        "index": torch.tensor(index),
+        "regions": masks if any(mask is not None for mask in masks) else None,
+    }
+
+
+def _prepare(
+    model: nn.Module, data: ImageSet | Iterable[Mapping[str, Any]], batch_size: int, workers: int, *, pinned: bool
+) -> tuple[dict[str, list[str]], dict[str, np.ndarray], Iterable[Mapping[str, Any]]]:
+    if not isinstance(data, ImageSet):
+        return {}, {}, data
+    matched = match_classes(model, data.tasks, data.multitask)
+    single = not data.multitask
+    names = {SINGLE if single else head: own for head, (_, own) in matched.items()}
+    places = {SINGLE if single else head: place for head, (place, _) in matched.items()}
+    items = _Items(data, model.preprocessing)
+    loader: DataLoader = DataLoader(
+        items, batch_size=batch_size, num_workers=workers, collate_fn=_collate, pin_memory=pinned
+    )
+    return names, places, loader
+
+
+def _by_head(values: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    return {SINGLE: values} if isinstance(values, Tensor) else values
+
+
+def _probabilities(logits: Tensor) -> np.ndarray:
+    """Return float64 probabilities (N, K); one logit becomes the two classes of its sigmoid."""
+    wide = logits.double()
+    if wide.shape[1] == 1:
+        wide = torch.cat([torch.zeros_like(wide), wide], 1)
+    return wide.softmax(1).cpu().numpy()
+
+
+def _map_statistics(maps: Tensor) -> dict[str, float]:
+    flat = maps.flatten(2)
+    return {
+        "images": len(maps),
+        "mean": flat.mean().item(),
+        "mean_of_minima": flat.amin(2).mean().item(),
+        "mean_of_maxima": flat.amax(2).mean().item(),
+        "mean_spread_over_positions": flat.std(2, correction=0).mean().item(),
+    }
+
+
+def _shown(batches: Iterable[Mapping[str, Any]], progress: bool) -> Iterable[Mapping[str, Any]]:
+    if not progress:
+        yield from batches
+        return
+    length: Callable[[], int] | None = getattr(batches, "__len__", None)
+    with progress_bar() as bar:
+        yield from bar.track(batches, total=length() if length else None, description="evaluating")
+
+
+def progress_bar() -> Progress:
+    """Return the progress bar of the long commands: what, bar, count, time left."""
+    return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -1,0 +1,6 @@
+"""Maps that say where a network looked, and the controls they have to beat."""
+
+from attention_branch.explanations.explanation import Explanation, explain
+from attention_branch.explanations.methods import METHODS
+
+__all__ = ["METHODS", "Explanation", "explain"]

@@ -1,0 +1,214 @@
+"""`explain`, the one call for every kind of map, and the frozen `Explanation` it returns."""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from attention_branch.errors import UserError, did_you_mean
+from attention_branch.explanations.figure import figure
+from attention_branch.explanations.methods import METHODS
+from attention_branch.explanations.overlay import overlay, to_picture
+from attention_branch.explanations.targets import Target, head_class_names, head_logits, predicted
+from attention_branch.files import atomic_folder
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """Maps of a batch of N images and all that is needed to read them. Nothing in it is scaled per image.
+
+    `maps` (N, H, W) float at the input's size, bilinear; `raw` (N, h, w) as the method gives it; `target` (N,) int64,
+    or None where the map does not depend on a class; `layer` says where the map comes from; `logits` (N, K), or per
+    head, and `attention_logits` likewise where there is an attention branch; `images` (N, 3, H, W) in [0, 1];
+    `value_range` is the scale the method defines, None for unbounded values.
+    """
+
+    maps: Tensor
+    raw: Tensor
+    target: Tensor | None
+    method: str
+    layer: str
+    logits: Tensor | Mapping[str, Tensor]
+    images: Tensor
+    value_range: tuple[float, float] | None = (0.0, 1.0)
+    head: str | None = None
+    class_names: Sequence[str] | None = None
+    attention_logits: Tensor | Mapping[str, Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.maps)
+
+    def overlay(self, index: int | None = None, *, stretch: bool = False) -> Image.Image | list[Image.Image]:
+        """Return the image with its map on it: one picture for an index, the list of all without.
+
+        The scale is the method's own, [0, 1] for attention. `stretch=True` spans each map from its minimum to its
+        maximum instead, as is always done for unbounded values. `UserError` for an index out of range.
+        """
+        if index is None:
+            return [self._overlay(position, stretch) for position in range(len(self))]
+        return self._overlay(self._checked(index), stretch)
+
+    def figure(self, index: int = 0, *, stretch: bool = False) -> Image.Image:
+        """Return one picture: the image, the map on its scale with a colour bar, and the overlay."""
+        return self._draw(self._checked(index), None, stretch)
+
+    def write_figure(self, index: int, path: str | Path, *, stretch: bool = False) -> None:
+        """Write the figure of one image as a PNG, whole or not at all."""
+        self._draw(self._checked(index), Path(path), stretch)
+
+    def show(self) -> None:
+        """Show the figure of each image: inline in a notebook, otherwise in the system's viewer."""
+        display = None
+        if "IPython" in sys.modules:
+            from IPython import display as notebook  # type: ignore[import-not-found, unused-ignore]
+            from IPython import get_ipython
+
+            display = notebook.display if get_ipython() is not None else None
+        for index in range(len(self)):
+            picture = self.figure(index)
+            if display is not None:
+                display(picture)
+            else:
+                picture.show()
+
+    def save(self, path: str | Path) -> Path:
+        """Write the figure of one image to a PNG, or of several to a folder of PNGs (0000.png, ...), all or nothing.
+
+        Raises `UserError` when the disk refuses, when one image's path does not end in .png, or when several are to go
+        into a folder that already holds other things.
+        """
+        path = Path(path)
+        if len(self) == 1:
+            if path.suffix.lower() != ".png":
+                raise UserError(f"'{path}' does not end in .png; the figure of one image is written as a PNG file.")
+            self.write_figure(0, path)
+            return path
+        if path.suffix.lower() == ".png" or path.is_file():
+            raise UserError(f"'{path}' is a file's name, but {len(self)} images need a folder; drop the ending.")
+        if path.exists() and any(path.iterdir()):
+            raise UserError(f"The folder '{path}' is not empty; choose a new one for the {len(self)} figures.")
+        digits = max(4, len(str(len(self) - 1)))
+        with atomic_folder(path) as folder:
+            for index in range(len(self)):
+                self.write_figure(index, folder / f"{index:0{digits}d}.png")
+        return path
+
+    def _draw(self, index: int, path: Path | None, stretch: bool) -> Image.Image:
+        return figure(
+            to_picture(self.images[index]),
+            self.maps[index],
+            title=self._title(index),
+            value_range=self.value_range,
+            stretch=stretch,
+            path=path,
+        )
+
+    def _overlay(self, index: int, stretch: bool) -> Image.Image:
+        picture = to_picture(self.images[index])
+        return overlay(picture, self.maps[index], value_range=self.value_range, stretch=stretch)
+
+    def _checked(self, index: int) -> int:
+        if not -len(self) <= index < len(self):
+            raise UserError(f"Image {index} is out of range: the explanation holds {len(self)}, 0 to {len(self) - 1}.")
+        return index % len(self)
+
+    def _title(self, index: int) -> str:
+        head = f" of head '{self.head}'" if self.head is not None else ""
+        if self.target is None:
+            kind = f"{self.method}{head} (class-agnostic)"
+        else:
+            kind = f"{self.method}{head} for '{self._class_name(int(self.target[index]))}'"
+        if not isinstance(self.logits, Tensor) and self.head is None:
+            return kind
+        logits = head_logits(self.logits, self.head)[index : index + 1].float()
+        best = int(predicted(logits))
+        both = logits if logits.shape[1] > 1 else torch.cat([torch.zeros_like(logits), logits], 1)
+        return f"{kind}; answer '{self._class_name(best)}', {100 * both.softmax(1)[0, best].item():.1f} %"
+
+    def _class_name(self, index: int) -> str:
+        return self.class_names[index] if self.class_names else str(index)
+
+
+def explain(
+    model: nn.Module,
+    images: Tensor | Image.Image | Sequence[Image.Image],
+    method: str = "attention",
+    target: Target = None,
+    *,
+    seed: int = 0,
+) -> Explanation:
+    """Explain a batch of normalised images (N, 3, H, W), or pictures that the model's preprocessing makes so.
+
+    Methods: "attention" (the network's own map M; class-agnostic), "attention-class" (the attention branch's evidence
+    for a class), and the controls "random" (from `seed`), "center" (Gaussian, sigma 0.25 of the side) and "constant".
+    `target`: None is the prediction; an index, a class name, one of these per image, a callable from logits to indices;
+    with several heads a head's name or {head: class}. The model is run in eval mode and left as it was.
+    Raises `UserError` for an unknown method, class or head, and where the model has no such map.
+    """
+    compute = METHODS.get(method)
+    if compute is None:
+        raise UserError(f"Unknown method '{method}'.{did_you_mean(method, METHODS)} Methods: {', '.join(METHODS)}.")
+    batch = _as_batch(model, images)
+    with evaluating(model), torch.no_grad():
+        result = compute(model, batch, target, seed)
+    raw = result.raw.float() if result.raw.dtype in (torch.float16, torch.bfloat16) else result.raw
+    return Explanation(
+        maps=upsample(raw, batch.shape[-2], batch.shape[-1]),
+        raw=raw,
+        target=result.target,
+        method=method,
+        layer=result.layer,
+        logits=result.logits,
+        images=_denormalized(model, batch),
+        value_range=result.value_range,
+        head=result.head,
+        class_names=head_class_names(model, result.head),
+        attention_logits=result.attention_logits,
+    )
+
+
+def upsample(maps: Tensor, height: int, width: int) -> Tensor:
+    """Resize maps (N, h, w) to (N, height, width), bilinear (align_corners=False), unless already so."""
+    if maps.shape[-2:] == (height, width):
+        return maps
+    return F.interpolate(maps[:, None], size=(height, width), mode="bilinear", align_corners=False)[:, 0]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every module into eval mode, and each back into its own mode afterwards (a frozen BatchNorm stays frozen)."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _as_batch(model: nn.Module, images: Tensor | Image.Image | Sequence[Image.Image]) -> Tensor:
+    if not isinstance(images, Tensor):
+        preprocessing = getattr(model, "preprocessing", None)
+        pictures = [images] if isinstance(images, Image.Image) else list(images)
+        if preprocessing is None or not all(isinstance(picture, Image.Image) for picture in pictures) or not pictures:
+            raise UserError("images must be a normalised float tensor (N, 3, H, W), or pictures opened with Pillow.")
+        images = torch.stack([preprocessing.tensor(picture.convert("RGB")) for picture in pictures])
+    if images.ndim != 4 or not images.is_floating_point() or len(images) == 0:
+        shape = tuple(images.shape)
+        raise UserError(f"images has shape {shape} and type {images.dtype}; explain takes float (N, 3, H, W), N >= 1.")
+    parameter = next(model.parameters(), None)
+    return images.detach() if parameter is None else images.detach().to(parameter.device)
+
+
+def _denormalized(model: nn.Module, batch: Tensor) -> Tensor:
+    preprocessing = getattr(model, "preprocessing", None)
+    if preprocessing is not None and batch.shape[1] == 3:
+        return preprocessing.denormalize(batch.float())
+    low, high = batch.float().amin((1, 2, 3), keepdim=True), batch.float().amax((1, 2, 3), keepdim=True)
+    return (batch.float() - low) / (high - low).clamp_min(1e-12)

@@ -1,0 +1,51 @@
+"""An alarm for attention maps that say nothing: the same everywhere, or the same for every image."""
+
+import torch
+from torch import Tensor
+
+SPREAD = 0.01
+"""A map whose values differ by less than this (standard deviation over positions) prefers no place."""
+
+EDGE = 0.02
+"""A map that stays this close to 0 or to 1 everywhere is saturated."""
+
+SHARE = 0.9
+"""The share of images that must show a fault before it is called the maps' and not one image's."""
+
+
+def collapse_alarm(maps: Tensor) -> str | None:
+    """Say in a sentence how maps in [0, 1], (N, h, w) or (N, T, h, w), have collapsed; None when they have not.
+
+    Collapsed is: NaN; saturated near 0 or 1 everywhere; constant over positions; identical over images.
+    """
+    if maps.ndim == 4:
+        alarms = [(task, collapse_alarm(maps[:, task])) for task in range(maps.shape[1])]
+        found = [(task, alarm) for task, alarm in alarms if alarm is not None]
+        if not found or maps.shape[1] == 1:
+            return found[0][1] if found else None
+        return f"{len(found)} of {maps.shape[1]} maps collapsed; number {found[0][0]}: {found[0][1]}"
+    values = maps.detach().float()
+    if values.numel() == 0:
+        return None
+    if not torch.isfinite(values).all():
+        return "The attention maps hold NaN or infinite values: training has diverged."
+    flat = values.flatten(1)
+    spread = flat.std(1, correction=0)
+    for name, share in (
+        ("near 0", (flat.amax(1) < EDGE).float().mean().item()),
+        ("near 1", (flat.amin(1) > 1 - EDGE).float().mean().item()),
+    ):
+        if share >= SHARE:
+            return f"The attention maps are saturated {name} everywhere in {share:.0%} of the images."
+    if flat.shape[1] == 1:
+        return None
+    share = (spread < SPREAD).float().mean().item()
+    if share >= SHARE:
+        return (
+            f"The attention maps are constant over positions in {share:.0%} of the images "
+            f"(spread {spread.mean().item():.4f} around {flat.mean().item():.2f})."
+        )
+    between = flat.std(0, correction=0)
+    if len(flat) > 1 and between.max().item() < SPREAD:
+        return f"The attention maps are the same for every image (spread between images {between.max().item():.4f})."
+    return None

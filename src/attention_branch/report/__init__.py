@@ -1,0 +1,36 @@
+"""Pictures and pages: a figure per image, a strip per epoch, and reports that open without a network."""
+
+from attention_branch.explanations.figure import figure
+from attention_branch.report.evaluation_page import write_evaluation_report
+from attention_branch.report.explained import ExplainedFiles, explain_files
+from attention_branch.report.page import (
+    Bar,
+    Block,
+    CalibrationBlock,
+    Card,
+    Facts,
+    Figure,
+    Gallery,
+    MatrixBlock,
+    TableBlock,
+    write_report,
+)
+from attention_branch.report.strip import strip
+
+__all__ = [
+    "Bar",
+    "Block",
+    "CalibrationBlock",
+    "Card",
+    "ExplainedFiles",
+    "Facts",
+    "Figure",
+    "Gallery",
+    "MatrixBlock",
+    "TableBlock",
+    "explain_files",
+    "figure",
+    "strip",
+    "write_evaluation_report",
+    "write_report",
+]

@@ -1,0 +1,354 @@
+"""`abn explain RUN IMAGES...`: a picture, a raw map and a traceable line per image, and one page for all."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from attention_branch.data.images import find_images, open_image
+from attention_branch.errors import UserError
+from attention_branch.evaluation.evaluate import progress_bar
+from attention_branch.evaluation.evaluation import percent
+from attention_branch.evaluation.run import versions
+from attention_branch.explanations.explanation import Explanation, explain
+from attention_branch.explanations.methods import METHODS
+from attention_branch.explanations.targets import Target
+from attention_branch.files import atomic_path, disk_error, sha256, write_text
+from attention_branch.metrics.collapse import collapse_alarm
+from attention_branch.models.saving import WEIGHTS, load_model, model_folder
+from attention_branch.report.page import Block, Card, Facts, Figure, Gallery, TableBlock, write_report
+from attention_branch.report.prediction_record import answer_record, map_record, read_lines
+
+JOURNAL = ".predictions.journal.jsonl"
+_SHOWN = 60
+_NOTABLE = 12
+
+
+@dataclass(frozen=True)
+class ExplainedFiles:
+    """What `explain_files` wrote: counts, and where. `exit_code` is 0 when every image was explained, else 2."""
+
+    output: Path
+    predictions: Path
+    report: Path
+    explained: int
+    reused: int
+    failed: int
+    note: str = ""
+    alarm: str | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """The status a command line ends with."""
+        return 2 if self.failed else 0
+
+    def lines(self) -> list[str]:
+        """Return what a command line says of it."""
+        said = [f"{self.explained} images explained, {self.failed} could not be read. Open {self.report}"]
+        if self.reused:
+            said.append(f"{self.reused} of them were explained by an earlier call of the same command.")
+        return said + [line for line in (self.note, self.alarm) if line]
+
+
+def explain_files(
+    run: str | Path,
+    images: Sequence[str | Path] | str | Path,
+    output: str | Path,
+    *,
+    method: str = "attention",
+    target: Target = None,
+    top_k: int = 5,
+    batch_size: int = 16,
+    stretch: bool = False,
+    device: str = "cpu",
+    seed: int = 0,
+    progress: bool = True,
+) -> ExplainedFiles:
+    """Explain image files (files, folders, globs) with a run, a saved network or a hub name, and write into `output`.
+
+    `pictures/NAME.png` (image, map with colour bar, overlay), `maps/NAME.npy` (the raw map as float32, (h, w),
+    lossless), `predictions.jsonl` (a line per image, in the order given; {"file", "error"} for one that cannot be read)
+    and `report.html`. `target` is an index or a class name, with several heads "HEAD", "HEAD=CLASS" or {head: class}
+    (default the first head). `stretch` spans the colours over each map's own extremes, and every picture says so. A
+    broken call is continued by the same call. Raises `UserError` for an unknown method or class, or no image.
+    """
+    if method not in METHODS:
+        explain(nn.Identity(), torch.zeros(1, 3, 1, 1), method)  # Raises with the nearest names.
+    if top_k < 1 or batch_size < 1:
+        raise UserError(f"top_k is {top_k} and batch_size {batch_size}; both must be 1 or more.")
+    paths, output = find_images(images), Path(output)
+    folder = model_folder(run)
+    model = load_model(folder, device=device)
+    target, note = _head_target(model, target)
+    settings = {
+        "model_sha256": sha256(folder / WEIGHTS),
+        "method": method,
+        "target": repr(target),
+        "top_k": top_k,
+        "stretch": stretch,
+        "seed": seed,
+        "versions": versions(),
+    }
+    work = _Work(model, output, settings, method, target, top_k, stretch, seed)
+    done = _journal(output, settings)
+    lines: list[dict[str, Any]] = []
+    maps: list[torch.Tensor] = []
+    reused = 0
+    with progress_bar() as bar:
+        bar.disable = not progress
+        task = bar.add_task("explaining", total=len(paths))
+        for start, batch in _batches(_named(paths), batch_size):
+            found, count = work.batch(batch, start, done)
+            _append(output / JOURNAL, found)
+            lines += found
+            reused += count
+            bar.advance(task, len(batch))
+    write_text(output / "predictions.jsonl", "".join(_line(entry) for entry in lines))
+    good = [entry for entry in lines if "error" not in entry]
+    for entry in good[:256]:
+        maps.append(torch.from_numpy(np.load(output / entry["map"]["file"], allow_pickle=False)))
+    same_size = len({tuple(values.shape) for values in maps}) == 1
+    alarm = collapse_alarm(torch.stack(maps)) if method == "attention" and len(maps) > 1 and same_size else None
+    report = _write_page(output, str(run), model, lines, settings, note, alarm)
+    (output / JOURNAL).unlink(missing_ok=True)
+    return ExplainedFiles(
+        output=output,
+        predictions=output / "predictions.jsonl",
+        report=report,
+        explained=len(good),
+        reused=reused,
+        failed=len(lines) - len(good),
+        note=note,
+        alarm=alarm,
+    )
+
+
+@dataclass
+class _Work:
+    """All that one image after another needs."""
+
+    model: Any
+    output: Path
+    settings: dict[str, Any]
+    method: str
+    target: Target
+    top_k: int
+    stretch: bool
+    seed: int
+
+    def batch(
+        self, batch: Sequence[tuple[Path, str]], start: int, done: dict[str, dict[str, Any]]
+    ) -> tuple[list[dict[str, Any]], int]:
+        """Return the lines of some images, in order, and how many were done before."""
+        lines: dict[int, dict[str, Any]] = {}
+        fresh: list[tuple[int, Path, str, str, Image.Image]] = []
+        reused = 0
+        for place, (path, name) in enumerate(batch):
+            try:
+                content = path.read_bytes()
+                digest = hashlib.sha256(content).hexdigest()
+                earlier = done.get(str(path))
+                if earlier is not None and self._still_there(earlier, digest, name):
+                    lines[place], reused = earlier, reused + 1
+                    continue
+                fresh.append((place, path, name, digest, open_image(content, str(path))))
+            except (UserError, OSError) as problem:
+                lines[place] = {"file": str(path), "error": str(problem), "time": _now()}
+        if fresh:
+            tensors = [self.model.preprocessing.tensor(picture) for *_, picture in fresh]
+            explanation = explain(self.model, torch.stack(tensors), self.method, self.target, seed=self.seed + start)
+            for row, (place, path, name, digest, picture) in enumerate(fresh):
+                lines[place] = self._write(explanation, row, path, name, digest, picture)
+        return [lines[place] for place in range(len(batch))], reused
+
+    def _write(
+        self, explanation: Explanation, row: int, path: Path, name: str, digest: str, picture: Image.Image
+    ) -> dict[str, Any]:
+        file = f"maps/{name}.npy"
+        with atomic_path(self.output / file) as temporary, temporary.open("wb") as handle:
+            np.save(handle, explanation.raw[row].float().cpu().numpy(), allow_pickle=False)
+        shown = f"pictures/{name}.png"
+        explanation.write_figure(row, self.output / shown, stretch=self.stretch)
+        return {
+            "file": str(path),
+            "width": picture.width,
+            "height": picture.height,
+            **answer_record(self.model, explanation, row, self.top_k),
+            "map": map_record(explanation, row, file),
+            "picture": shown,
+            "image_sha256": digest,
+            "model_sha256": self.settings["model_sha256"],
+            "preprocessing": self.model.preprocessing.to_dict(),
+            "versions": self.settings["versions"],
+            "time": _now(),
+        }
+
+    def _still_there(self, earlier: dict[str, Any], digest: str, name: str) -> bool:
+        mine = earlier["map"]["file"] == f"maps/{name}.npy" and earlier["image_sha256"] == digest
+        return (
+            mine and (self.output / earlier["map"]["file"]).is_file() and (self.output / earlier["picture"]).is_file()
+        )
+
+
+def _head_target(model: Any, target: Target) -> tuple[Target, str]:
+    """Read "HEAD=CLASS", and choose the first head where there are several and none is named."""
+    if not model.heads:
+        return target, ""
+    if isinstance(target, str) and "=" in target and target not in model.heads:
+        head, _, wanted = target.partition("=")
+        return {head: wanted}, ""
+    if target is None and len(model.heads) > 1:
+        first = next(iter(model.heads))
+        return first, f"The maps are those of the head '{first}'; choose another with target 'HEAD' or 'HEAD=CLASS'."
+    return target, ""
+
+
+def _named(paths: Sequence[Path]) -> list[tuple[Path, str]]:
+    """Give every image a file name of its own: its stem, with a number where several share it."""
+    used: dict[str, int] = {}
+    named = []
+    for path in paths:
+        count = used[path.stem.lower()] = used.get(path.stem.lower(), 0) + 1
+        name = path.stem if count == 1 else f"{path.stem}-{count}"
+        while count > 1 and name.lower() in used:
+            count += 1
+            name = f"{path.stem}-{count}"
+        used.setdefault(name.lower(), 1)
+        named.append((path, name))
+    return named
+
+
+def _batches(items: Sequence[tuple[Path, str]], size: int) -> Iterator[tuple[int, Sequence[tuple[Path, str]]]]:
+    return ((start, items[start : start + size]) for start in range(0, len(items), size))
+
+
+def _journal(output: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the lines that a broken call with the same settings left, by file, and begin a clean journal with them."""
+    path, found = output / JOURNAL, {}
+    if path.is_file():
+        lines = read_lines(path)
+        if lines and lines[0] == {"settings": settings}:
+            found = {line["file"]: line for line in lines[1:] if "map" in line}
+    write_text(path, _line({"settings": settings}))
+    _append(path, list(found.values()))
+    return found
+
+
+def _append(path: Path, lines: Sequence[dict[str, Any]]) -> None:
+    try:
+        with path.open("a", encoding="utf-8") as journal:
+            journal.write("".join(_line(line) for line in lines))
+    except OSError as problem:
+        raise disk_error(problem, path) from problem
+
+
+def _line(entry: dict[str, Any]) -> str:
+    return json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _write_page(
+    output: Path,
+    run: str,
+    model: Any,
+    lines: list[dict[str, Any]],
+    settings: dict[str, Any],
+    note: str,
+    alarm: str | None,
+) -> Path:
+    good = [entry for entry in lines if "error" not in entry]
+    bad = [entry for entry in lines if "error" in entry]
+    answers = [_shown_answer(entry) for entry in good]
+    split = [entry for entry, answer in zip(good, answers, strict=True) if answer["branches_agree"] is False]
+    split.sort(key=lambda entry: _shown_answer(entry)["prediction"]["probability"])
+    unsure = sorted(good, key=lambda entry: _shown_answer(entry)["prediction"]["probability"])[:_NOTABLE]
+    stretch = bool(settings["stretch"])
+
+    def cards(entries: Sequence[dict[str, Any]]) -> list[Card]:
+        return [_card(output, model, entry, stretch) for entry in entries]
+
+    some = f"The first {_SHOWN} of {len(good)}; the others are in the folder pictures." if len(good) > _SHOWN else ""
+    agnostic = bool(good) and good[0]["map"]["class_agnostic"]
+    summary = f"{len(good)} image{'' if len(good) == 1 else 's'} explained by '{settings['method']}'. "
+    if agnostic:
+        summary += "The map is class-agnostic: it says where the network looked, not which class a place speaks for."
+    figures = [Figure(str(len(good)), "images explained")]
+    if bad:
+        figures.append(Figure(str(len(bad)), "left out", "they cannot be read"))
+    if good:
+        mean = float(np.mean([answer["prediction"]["probability"] for answer in answers]))
+        figures.append(Figure(percent(mean), "mean confidence", "the network's own, not its accuracy"))
+    if any(answer["branches_agree"] is not None for answer in answers):
+        figures.append(Figure(str(len(split)), "branches disagree", "worth a second look"))
+    text = "The prediction and the attention branch's own answer differ: worth a second look."
+    blocks: list[Block] = [
+        Gallery("Branches disagree", cards(split[:_NOTABLE]) if len(good) > _NOTABLE else [], text),
+        Gallery("Least certain", cards(unsure) if len(good) > 2 * _NOTABLE else []),
+        Gallery("Images", cards(good[:_SHOWN]), some),
+        TableBlock("Left out", ("file", "why"), [[entry["file"], entry["error"]] for entry in bad]),
+        Facts("Record", _facts(run, model, good, settings)),
+    ]
+    return write_report(
+        output / "report.html",
+        "What the classifier saw",
+        summary,
+        blocks,
+        figures=figures,
+        alarms=[text for text in (note, alarm) if text],
+        footer="Made by attention-branch. The raw maps and the record of every image are in predictions.jsonl.",
+    )
+
+
+def _shown_answer(entry: dict[str, Any]) -> dict[str, Any]:
+    """Return the answer that stands beside the map: the only one, or that of the map's head."""
+    if "heads" not in entry:
+        return entry
+    return entry["heads"][entry["map"]["head"] or next(iter(entry["heads"]))]
+
+
+def _card(output: Path, model: Any, entry: dict[str, Any], stretch: bool) -> Card:
+    answer = _shown_answer(entry)
+    best = answer["prediction"]
+    others = [f"{item['class']} ({percent(item['probability'])})" for item in answer["top"][1:3]]
+    lines = [("file", Path(entry["file"]).name)]
+    if others:
+        lines.append(("then", ", ".join(others)))
+    second = answer["attention_branch"]
+    if second is not None:
+        lines.append(("attention branch", f"{second['class']}, {percent(second['probability'])}"))
+    shown = entry["map"]
+    if shown["target"] is not None:
+        lines.append(("map for", shown["target"]["class"]))
+    bounded = shown["method"] != "attention-class"
+    return Card(
+        model.preprocessing.image(open_image(entry["file"])),
+        np.load(output / shown["file"], allow_pickle=False),
+        f"{best['class']}, {percent(best['probability'])}",
+        lines,
+        "unsure" if answer["branches_agree"] is False else "",
+        (0.0, 1.0) if bounded else None,
+        stretch,
+    )
+
+
+def _facts(run: str, model: Any, good: Sequence[dict[str, Any]], settings: dict[str, Any]) -> list[tuple[str, str]]:
+    items = [("model", run), ("model SHA-256", settings["model_sha256"]), ("method", settings["method"])]
+    if good:
+        items.append(("map from", good[0]["map"]["layer"]))
+        items.append(("map size", f"{good[0]['map']['height']} x {good[0]['map']['width']}, shown bilinear"))
+    items.append(
+        ("preprocessing", ", ".join(f"{name} {value}" for name, value in model.preprocessing.to_dict().items()))
+    )
+    items += [(f"{name.replace('_', '-')} version", value) for name, value in settings["versions"].items()]
+    return [*items, ("written", _now())]

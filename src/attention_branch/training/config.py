@@ -1,0 +1,165 @@
+"""Every setting of a training run, as one frozen value whose field docs are the command line's help."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+import tyro
+
+from attention_branch.errors import UserError, did_you_mean
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of one training run. Plain values only, so that they fit in the run's config.json."""
+
+    data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")] = ""
+    """Data to train on: a folder, a parquet file, hf:NAME, torchvision:NAME, or digits."""
+    recipe: str = "default"
+    """Named settings to start from: default, cifar, imagenet, finetune or digits. Other options override them."""
+    out: str | None = None
+    """Run folder to write. Left out: runs/MODEL-DATA, with a number added when that is taken."""
+    resume: str | None = None
+    """Run folder to continue. Its settings are taken over; DATA and other options may be left out."""
+
+    model: str = "resnet18"
+    """Backbone: a timm name or a 32-pixel family; `abn models` lists them."""
+    baseline: bool = False
+    """Train the plain backbone, without an attention branch."""
+    mechanism: Literal["residual", "product", "none"] = "residual"
+    """What the map does to the features g: g(1+M), gM, or nothing (branch trained, map not applied)."""
+    branch: Literal["paper", "lite"] = "paper"
+    """Attention branch: a copy of the backbone's last stage, or one of at most 5 percent of the multiply-adds."""
+    map_kernel: Literal[3, 1] = 3
+    """Kernel of the convolution that makes the map."""
+    pretrained: bool = False
+    """Start from the backbone's published weights."""
+    image_size: int | None = None
+    """Side of the square input in pixels. Left out: the backbone's own."""
+
+    epochs: int = 30
+    """Passes over the training images."""
+    batch_size: int = 128
+    """Images per optimiser step, counted over all devices, nodes and accumulation pieces together."""
+    accumulate: int = 1
+    """Pieces a batch is worked off in, one after the other, to save memory. Batch norms see one piece at a time."""
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    """Optimiser."""
+    lr: float = 1e-3
+    """Learning rate at its highest, for the whole batch; it is not rescaled by the number of devices."""
+    momentum: float = 0.9
+    """Momentum of sgd; beta1 of adamw."""
+    nesterov: bool = False
+    """Nesterov's form of the momentum (sgd)."""
+    weight_decay: float = 0.05
+    """Weight decay; decoupled from the gradient in adamw."""
+    decay_all: bool = False
+    """Decay norms and biases too, as the authors' code does. Otherwise only weights of two or more dimensions."""
+    gradient_clip: float | None = None
+    """Largest norm of the gradient; a longer one is shortened to it."""
+    schedule: Literal["cosine", "steps", "constant"] = "cosine"
+    """Course of the learning rate after the warm-up: cosine to zero, times gamma at each milestone, or constant."""
+    warmup_epochs: float = 0.0
+    """Epochs over which the learning rate rises linearly from near zero."""
+    milestones: tuple[int, ...] = ()
+    """Epochs (counted from 0) at whose start the steps schedule multiplies the learning rate by gamma."""
+    gamma: float = 0.1
+    """Factor of the steps schedule."""
+
+    label_smoothing: float = 0.0
+    """Share of each target that is spread evenly over all classes."""
+    mixup: float = 0.0
+    """Alpha of mixup's Beta distribution; 0 is off. With cutmix also on, each batch draws one of the two."""
+    cutmix: float = 0.0
+    """Alpha of cutmix's Beta distribution; 0 is off."""
+    augment: str = "flip"
+    """Random changes of a training image: none, flip, pad-crop-flip, random-resized-crop, ..."""
+    ema: float | None = None
+    """Decay of a running average of the weights, such as 0.999. When on, the average is what is evaluated and saved."""
+
+    precision: Literal["32", "bf16"] = "32"
+    """Arithmetic: float32 (TF32 products on GPUs that have them), or bfloat16 by autocast with float32 weights."""
+    compile: bool = False
+    """Compile the network (torch.compile): slower to start, faster on GPUs."""
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where to compute; auto takes a GPU when there is one."""
+    devices: int | None = None
+    """Processes (GPUs) on this node. Left out: all GPUs, or one process on the CPU; under torchrun what it started."""
+    nodes: int = 1
+    """Number of nodes; under torchrun it is read from there."""
+    sync_batchnorm: bool = True
+    """Let batch norms see the global batch when there are several processes, so that their number changes nothing."""
+    workers: int | None = None
+    """Processes a device that load images. Left out: none for pictures that fit in memory, else by the cores."""
+    seed: int = 0
+    """Seed of the split, the start weights, the order of images, augmentation and dropout."""
+    maps: int = 8
+    """Validation images on the strip of maps drawn after each epoch; 0 draws none."""
+    tensorboard: bool = False
+    """Write TensorBoard files into the run folder (needs the tensorboard package)."""
+
+
+# These change neither the weights nor what is evaluated (beyond rounding), so that a run may go on with other values.
+FREE_ON_RESUME = frozenset(
+    {"recipe", "out", "resume", "devices", "nodes", "workers", "accelerator", "compile", "maps", "tensorboard"}
+)
+
+
+def check_settings(config: TrainConfig) -> None:
+    """Raise a `UserError` for the first setting that cannot work, by its name."""
+    hints = get_type_hints(TrainConfig)
+    for item in fields(config):
+        value = getattr(config, item.name)
+        choices = get_args(hints[item.name])
+        if getattr(hints[item.name], "__origin__", None) is Literal and value not in choices:
+            raise UserError(
+                f"Unknown {item.name} '{value}'; use one of {', '.join(map(str, choices))}."
+                + did_you_mean(str(value), map(str, choices))
+            )
+    if not config.data:
+        raise UserError("No data named; give a folder, a parquet file, hf:NAME, torchvision:NAME, or digits.")
+    whole = {"epochs": 1, "batch_size": 1, "accumulate": 1, "nodes": 1, "seed": 0, "maps": 0}
+    smallest: dict[str, float] = {**whole, "lr": 0, "weight_decay": 0, "warmup_epochs": 0, "mixup": 0, "cutmix": 0}
+    optional = {"devices": 1, "image_size": 1, "workers": 0}
+    smallest |= {name: least for name, least in optional.items() if getattr(config, name) is not None}
+    for name, least in smallest.items():
+        if not least <= getattr(config, name) < float("inf"):
+            raise UserError(f"{name} is {getattr(config, name)}; it must be {least} or more.")
+    for name, upper in {"momentum": 1.0, "label_smoothing": 1.0, "ema": 1.0}.items():
+        value = getattr(config, name)
+        if value is not None and not 0 <= value < upper:
+            raise UserError(f"{name} is {value}; it must be at least 0 and less than {upper:g}.")
+    if config.nesterov and (config.optimizer != "sgd" or config.momentum == 0):
+        raise UserError("nesterov needs optimizer sgd with a momentum above 0; leave it out, or change them.")
+    if config.gradient_clip is not None and not config.gradient_clip > 0:
+        raise UserError(f"gradient_clip is {config.gradient_clip}; it must be above 0, or left out.")
+    if list(config.milestones) != sorted(set(config.milestones)):
+        raise UserError(f"milestones are {config.milestones}; they must be rising epochs.")
+    if config.schedule == "steps" and not config.milestones:
+        raise UserError("The steps schedule needs milestones, for instance --milestones 15 25.")
+    if config.schedule != "steps" and config.milestones:
+        raise UserError(
+            f"milestones are for the schedule 'steps', not '{config.schedule}'; leave them out or change it."
+        )
+    if config.warmup_epochs > config.epochs:
+        raise UserError(f"warmup_epochs is {config.warmup_epochs}, longer than the {config.epochs} epochs of training.")
+    if config.resume and config.out and Path(config.resume).resolve() != Path(config.out).resolve():
+        raise UserError(f"A continued run writes to its own folder '{config.resume}'; leave out '{config.out}'.")
+
+
+def check_resume(config: TrainConfig, saved: dict[str, Any]) -> None:
+    """Refuse to continue with a setting that would make another run of it, naming the setting.
+
+    `epochs` may change unless the schedule's course depends on it.
+    """
+    free = FREE_ON_RESUME | ({"epochs"} if config.schedule != "cosine" else set())
+    for item in fields(config):
+        if item.name in free or item.name not in saved:
+            continue
+        now, before = getattr(config, item.name), saved[item.name]
+        before = tuple(before) if isinstance(before, list) else before
+        if now != before:
+            raise UserError(
+                f"'{config.resume}' was trained with {item.name} {before} and cannot go on with {now}; leave "
+                f"{item.name} as it was, or start a new run."
+            )

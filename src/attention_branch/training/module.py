@@ -1,0 +1,132 @@
+"""The Lightning module: one network, its loss, its tallies. What to do with them is the journal's business."""
+
+import random
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+import torch.distributed as dist
+from timm.utils.model_ema import ModelEmaV3
+from torch import Tensor
+
+from attention_branch.errors import UserError
+from attention_branch.models import ABNOutput, PlainNetwork, abn_loss
+from attention_branch.training.config import TrainConfig
+from attention_branch.training.mixing import gather, mix, mixed_loss
+from attention_branch.training.normalization import average_buffers
+from attention_branch.training.optimization import make_optimizer, rate_factor
+from attention_branch.training.tally import Tally
+
+CHECK_EVERY = 50
+"""Steps between two looks at whether the loss is still finite; each look waits for the device."""
+
+SEEN_MAPS = 512
+"""Validation maps a process keeps to tell whether they have collapsed."""
+
+
+class Classifier(L.LightningModule):
+    """Trains a network with or without attention branch by L = L_att + L_per.
+
+    `gather` takes the loss over all processes' answers at once: with missing labels the processes' means are over
+    different counts, and their mean would not be the global batch's.
+    """
+
+    def __init__(self, model: PlainNetwork, config: TrainConfig, steps_per_epoch: int, *, gather: bool = False) -> None:
+        super().__init__()
+        self.model, self.config, self.steps_per_epoch, self.gather = model, config, steps_per_epoch, gather
+        self.average = ModelEmaV3(model, decay=config.ema, use_warmup=True) if config.ema else None
+        if config.compile:
+            model.compile()
+        self.train_tally, self.validation_tally = Tally(), Tally()
+        self.maps: list[Tensor] = []
+        self.bad_step: Tensor | None = None
+        self.stepped = -1
+
+    @property
+    def evaluated(self) -> PlainNetwork:
+        """The network that is evaluated and saved: the weights' average when there is one."""
+        return self.average.module if self.average is not None else self.model
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimiser and its schedule, stepped once an optimiser step."""
+        optimizer = make_optimizer(self.model, self.config)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate_factor(self.config, self.steps_per_epoch))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Normalise on the device: bytes are a quarter of the transfer."""
+        images = self.model.preprocessing.normalize(batch["images"])
+        return batch | {"images": images.contiguous(memory_format=torch.channels_last)}
+
+    def on_train_epoch_start(self) -> None:
+        """Start the epoch's random state and tallies anew."""
+        self.train_tally.reset(self.device)
+        self.bad_step = torch.full((), float("inf"), device=self.device)
+        self.stepped = self.global_step
+        seed = (self.config.seed * 1_000_003 + self.current_epoch) * 1009 + self.global_rank
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Return L of one piece of a batch, mixed and smoothed as the settings say."""
+        # Each step is seeded by its number: what it draws depends neither on the steps before nor on a resume. Mixing
+        # draws the same on all processes, dropout does not.
+        self._seed(batch_idx)
+        mixed = mix(batch["images"], batch["targets"], self.config.mixup, self.config.cutmix)
+        if self.trainer.world_size > 1:
+            self._seed(batch_idx, self.global_rank)
+        output = self.model(mixed.images)
+        if self.gather:
+            losses = mixed_loss(*gather(output, mixed), self.config.label_smoothing)
+        else:
+            losses = mixed_loss(output, mixed, self.config.label_smoothing)
+        with torch.no_grad():
+            owner = mixed.targets if mixed.share >= 0.5 or mixed.neighbours is None else mixed.neighbours
+            self.train_tally.add(output, owner, losses)
+            assert self.bad_step is not None
+            step = torch.where(torch.isfinite(losses.total), float("inf"), float(batch_idx))
+            torch.minimum(self.bad_step, step, out=self.bad_step)
+        return losses.total
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Average the weights after an optimiser step; look now and then whether the loss is finite."""
+        if self.average is not None and self.global_step != self.stepped:
+            self.stepped = self.global_step
+            self.average.update(self.model, step=self.global_step)
+        if (batch_idx + 1) % CHECK_EVERY == 0:
+            self.check_finite()
+
+    def on_validation_epoch_start(self) -> None:
+        """Refuse to evaluate after a loss that was not finite, then start the validation's tally."""
+        self.check_finite()
+        if self.trainer.world_size > 1 and not self.config.sync_batchnorm:
+            average_buffers(self)
+        self.validation_tally.reset(self.device)
+        self.maps = []
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Count what the evaluated network answers."""
+        output = self.evaluated(batch["images"])
+        self.validation_tally.add(output, batch["targets"], abn_loss(output, batch["targets"]))
+        if isinstance(output, ABNOutput) and sum(map(len, self.maps)) < SEEN_MAPS:
+            self.maps.append(output.attention.float().cpu())
+
+    def check_finite(self) -> None:
+        """Stop all processes together with a `UserError` when a loss of this epoch was not finite."""
+        if self.bad_step is None:
+            return
+        if self.trainer.world_size > 1:
+            dist.all_reduce(self.bad_step, op=dist.ReduceOp.MIN)
+        first = self.bad_step.item()
+        if first != float("inf"):
+            step = self.current_epoch * self.steps_per_epoch + int(first) // self.config.accumulate
+            rate = self.config.lr * rate_factor(self.config, self.steps_per_epoch)(step)
+            raise UserError(
+                f"The loss is not finite at step {step} (epoch {self.current_epoch}, learning rate {rate:.3g}); lower "
+                "the learning rate, add warmup_epochs or set gradient_clip. What was saved before stays."
+            )
+
+    def _seed(self, *numbers: int) -> None:
+        state = np.random.SeedSequence((self.config.seed, self.current_epoch, *numbers))
+        torch.manual_seed(int(state.generate_state(1, np.uint64)[0] >> np.uint64(1)))

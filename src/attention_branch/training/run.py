@@ -1,0 +1,358 @@
+"""A training run from its settings to its folder.
+
+One process, on the GPU if there is one, else on the CPU:
+
+    abn train photos/ --model resnet50 --recipe finetune
+
+All GPUs of this machine, or four of them; two processes on the CPU:
+
+    abn train photos/ --model resnet50 --recipe imagenet
+    abn train photos/ --model resnet50 --recipe imagenet --devices 4
+    abn train photos/ --model resnet50 --recipe imagenet --accelerator cpu --devices 2
+
+Two nodes of eight GPUs, the same line on each; under SLURM Lightning reads the ranks from srun's environment:
+
+    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 \\
+        $(which abn) train photos/ --recipe imagenet --out runs/two-nodes
+    srun --nodes 2 --ntasks-per-node 8 --gpus-per-node 8 \\
+        abn train photos/ --recipe imagenet --devices 8 --nodes 2 --out runs/two-nodes
+
+Continue after a stop of any kind: abn train --resume runs/two-nodes
+"""
+
+import dataclasses
+import importlib.util
+import inspect
+import logging
+import os
+import platform
+import shlex
+import shutil
+import signal
+import statistics
+import sys
+import warnings
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.fabric.utilities.warnings import PossibleUserWarning
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.strategies import DDPStrategy
+from torch.nn.parallel import DistributedDataParallel
+
+from attention_branch.data import DataSet, ImageLoader, make_loader, open_data
+from attention_branch.errors import UserError
+from attention_branch.files import write_json
+from attention_branch.models import PlainNetwork, create_backbone, create_model
+from attention_branch.training.checkpoints import CheckpointFiles
+from attention_branch.training.config import TrainConfig, check_resume, check_settings
+from attention_branch.training.journal import CHECKPOINT, Journal, read_metrics
+from attention_branch.training.module import Classifier
+from attention_branch.training.normalization import synchronize_batchnorm
+from attention_branch.training.recipes import read_run
+
+
+class EpochBatches:
+    """The training loader, told the epoch each time it is started, and cut to whole optimiser steps."""
+
+    def __init__(self, loader: ImageLoader, accumulate: int) -> None:
+        self.loader, self.accumulate = loader, accumulate
+        self.trainer: L.Trainer | None = None
+
+    def __len__(self) -> int:
+        return len(self.loader) // self.accumulate * self.accumulate
+
+    def __iter__(self) -> Iterator[Any]:
+        # Lightning starts the first epoch's iteration before it sets the epoch of samplers, after a resume as well.
+        assert self.trainer is not None
+        self.loader.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
+        return islice(iter(self.loader), len(self))
+
+
+def train(config: TrainConfig) -> Path:
+    """Train as `config` says and return the run folder; see the package's `train`."""
+    check_settings(config)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    first = _rank() == 0
+    folder = Path(config.resume) if config.resume else Path(config.out) if config.out else _free_folder(config)
+    previous = _previous(config, folder)
+    data = open_data(config.data, seed=config.seed)
+    _check_data(config, data, previous)
+    torch.manual_seed(config.seed)
+    model = make_model(config, data)
+    trainer, world = _trainer(config, folder)
+    _check_processes(config, data, world)
+    loaders = _loaders(config, data, model, world)
+    batches = EpochBatches(loaders[0], config.accumulate)
+    batches.trainer = trainer
+    journal = Journal(folder, data, config.maps, config.tensorboard)
+    trainer.callbacks.append(journal)
+    if first:
+        _announce(config, data, model, folder, world)
+        _write_config(config, folder, data, model, previous)
+    on_gpu = trainer.strategy.root_device.type == "cuda"
+    if world > 1 and config.sync_batchnorm:
+        synchronize_batchnorm(model, on_gpu)
+    targets = data.train.targets if data.train else {}
+    columns = targets.values() if isinstance(targets, dict) else [targets]
+    missing = any(bool((np.asarray(column) < 0).any()) for column in columns)
+    module = Classifier(
+        model.to(memory_format=torch.channels_last),
+        config,
+        len(batches) // config.accumulate,
+        gather=world > 1 and missing,
+    )
+    checkpoint = folder / CHECKPOINT
+    _fit(trainer, module, batches, loaders[1], checkpoint if config.resume and checkpoint.exists() else None, journal)
+    if first:
+        _summarize(folder, model, config)
+    return folder
+
+
+def make_model(config: TrainConfig, data: DataSet) -> PlainNetwork:
+    """Return the network the settings and the data ask for, with the data's class names and normalisation."""
+    size: dict[str, Any] = {"heads": data.heads} if data.multitask else {"num_classes": data.num_classes}
+    shared = size | {
+        "pretrained": config.pretrained,
+        "class_names": data.class_names,
+        "image_size": config.image_size,
+    }
+    model: PlainNetwork = (
+        create_backbone(config.model, **shared)
+        if config.baseline
+        else create_model(
+            config.model, mechanism=config.mechanism, branch=config.branch, map_kernel=config.map_kernel, **shared
+        )
+    )
+    if data.normalization and not config.pretrained:
+        mean, std = ((float(r), float(g), float(b)) for r, g, b in data.normalization)
+        model.preprocessing = dataclasses.replace(model.preprocessing, mean=mean, std=std)
+    return model.train()
+
+
+def _rank() -> int:
+    """Return this process's number as far as the environment tells before processes have met."""
+    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    return 0
+
+
+def _free_folder(config: TrainConfig) -> Path:
+    data = Path(config.data.split(":")[-1].split("=")[0]).name or "data"
+    name = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in f"{config.model}-{data}")
+    folder, number = Path("runs") / name, 1
+    while folder.exists() and _rank() == 0:
+        number += 1
+        folder = Path("runs") / f"{name}-{number}"
+    return folder
+
+
+def _previous(config: TrainConfig, folder: Path) -> dict[str, Any] | None:
+    """Return the config.json of the run to continue; None for a new run, whose folder must be free."""
+    if config.resume:
+        previous = read_run(folder)
+        check_resume(config, previous["settings"])
+        return previous
+    if _rank() == 0 and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if (folder / "config.json").exists():
+            done = len(read_metrics(folder))
+            raise UserError(
+                f"'{folder}' already holds a run of {done} epochs; continue it with --resume {folder}, or choose "
+                "another --out."
+            )
+        raise UserError(f"'{folder}' exists and is not an empty folder; choose another --out.")
+    return None
+
+
+def _check_data(config: TrainConfig, data: DataSet, previous: dict[str, Any] | None) -> None:
+    if not data.train:
+        raise UserError(f"'{config.data}' has no training images; add a train split.")
+    if not data.validation:
+        raise UserError(
+            f"'{config.data}' has no validation images to choose the best epoch by; add a validation split."
+        )
+    if config.batch_size > len(data.train):
+        raise UserError(
+            f"batch_size is {config.batch_size}, more than the {len(data.train)} training images of '{config.data}'; "
+            f"use --batch-size {max(1, len(data.train) // 4)}, for instance."
+        )
+    if previous and previous.get("data", {}).get("fingerprint") != data.record()["fingerprint"]:
+        raise UserError(
+            f"'{config.data}' no longer holds the images that '{config.resume}' was trained on; restore them, or "
+            "start a new run."
+        )
+    if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise UserError("tensorboard is not installed; pip install 'attention-branch[tensorboard]', or leave it out.")
+
+
+def _trainer(config: TrainConfig, folder: Path) -> tuple[L.Trainer, int]:
+    launched = int(os.environ.get("LOCAL_WORLD_SIZE", 0))  # set by torchrun
+    nodes = int(os.environ["WORLD_SIZE"]) // launched if launched and "WORLD_SIZE" in os.environ else config.nodes
+    devices: int | str = config.devices or launched or "auto"
+    if launched and config.devices and config.devices != launched:
+        raise UserError(f"devices is {config.devices}, but torchrun started {launched} processes a node; leave it out.")
+    gpus = torch.cuda.device_count()
+    if config.accelerator == "gpu" and not gpus and not torch.backends.mps.is_available():
+        raise UserError(
+            "accelerator is gpu, but torch sees none; use --accelerator cpu, or install a torch for your GPU."
+        )
+    if config.accelerator != "cpu" and gpus and isinstance(devices, int) and devices > gpus:
+        raise UserError(f"devices is {devices}, but there are {gpus} GPUs; use --devices {gpus}, or --accelerator cpu.")
+    if devices == "auto" and config.accelerator == "cpu":
+        devices = 1
+    on_gpu = config.accelerator != "cpu" and gpus > 0
+    many = nodes > 1 or (isinstance(devices, int) and devices > 1) or (devices == "auto" and on_gpu and gpus > 1)
+    strategy: Any = _ddp(config) if many else "auto"
+    bar = [TQDMProgressBar(refresh_rate=10)] if sys.stderr.isatty() else []
+    trainer = L.Trainer(
+        max_epochs=config.epochs,
+        accelerator=config.accelerator,
+        devices=devices,
+        num_nodes=nodes,
+        strategy=strategy,
+        precision="bf16-mixed" if config.precision == "bf16" else "32-true",
+        accumulate_grad_batches=config.accumulate,
+        gradient_clip_val=config.gradient_clip,
+        callbacks=list(bar),
+        plugins=[CheckpointFiles()],
+        default_root_dir=folder,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=bool(bar),
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        benchmark=on_gpu,
+    )
+    return trainer, trainer.world_size
+
+
+def _ddp(config: TrainConfig) -> DDPStrategy:
+    # Batch norms are kept equal by us, so that evaluating uneven shares of the images needs no meeting of processes.
+    # torch 2.11 knows the switch by its older name.
+    known = inspect.signature(DistributedDataParallel).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    # The mechanism `none` leaves the map's weights without a gradient. A static graph allows that at no cost, but it
+    # does not go together with accumulation (an assertion in torch's reducer).
+    static = config.accumulate == 1
+    return DDPStrategy(
+        static_graph=static,
+        find_unused_parameters=not static and config.mechanism == "none" and not config.baseline,
+        gradient_as_bucket_view=True,
+        **{buffers: False},
+    )
+
+
+def _check_processes(config: TrainConfig, data: DataSet, world: int) -> None:
+    if config.batch_size % (world * config.accumulate):
+        whole = world * config.accumulate
+        raise UserError(
+            f"batch_size {config.batch_size} does not divide among {world} processes and {config.accumulate} pieces; "
+            f"use a multiple of {whole}, such as {max(1, round(config.batch_size / whole)) * whole}."
+        )
+    if data.validation and len(data.validation) < world:
+        raise UserError(
+            f"{len(data.validation)} validation images are too few for {world} processes; use fewer devices."
+        )
+
+
+def _loaders(config: TrainConfig, data: DataSet, model: PlainNetwork, world: int) -> tuple[ImageLoader, ImageLoader]:
+    assert data.train is not None
+    assert data.validation is not None
+    piece = config.batch_size // config.accumulate
+    shared: dict[str, Any] = {
+        "workers": config.workers,
+        "seed": config.seed,
+        "num_replicas": world,
+        "rank": _rank() if world > 1 else 0,
+        "normalized": False,
+    }
+    return (
+        make_loader(data.train, model.preprocessing, piece, train=True, augment=config.augment, **shared),
+        make_loader(data.validation, model.preprocessing, piece, train=False, **shared),
+    )
+
+
+def _fit(
+    trainer: L.Trainer, module: Classifier, batches: Any, validation: Any, checkpoint: Path | None, journal: Journal
+) -> None:
+    torch.set_float32_matmul_precision("high")
+    previous = signal.getsignal(signal.SIGINT)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PossibleUserWarning)
+            warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec")
+            trainer.fit(module, batches, validation, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit:
+        if not journal.interrupted:
+            raise
+        if trainer.is_global_zero:
+            print(f"\nStopped. Continue with: abn train --resume {shlex.quote(str(journal.folder))}", flush=True)
+        raise SystemExit(130) from None
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _announce(config: TrainConfig, data: DataSet, model: PlainNetwork, folder: Path, world: int) -> None:
+    assert data.train is not None
+    assert data.validation is not None
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    test = f", {len(data.test)} test (not touched)" if data.test else ""
+    print(
+        f"{config.model}{'' if model.is_abn else ' without a branch'}, {millions:.3f} M parameters, on {config.data}: "
+        f"{len(data.train)} training and {len(data.validation)} validation images{test}; {world} process"
+        f"{'es' if world > 1 else ''}; writing to {folder}",
+        flush=True,
+    )
+    if data.left_out:
+        name, reason = data.left_out[0]
+        print(f"Left out {len(data.left_out)} images that cannot be read, the first: {name} ({reason}).", flush=True)
+
+
+def _write_config(
+    config: TrainConfig, folder: Path, data: DataSet, model: PlainNetwork, previous: dict[str, Any] | None
+) -> None:
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    names = ("attention-branch", "torch", "torchvision", "timm", "lightning", "numpy")
+    record: dict[str, Any] = {
+        "settings": dataclasses.asdict(config) | {"resume": None, "out": str(folder)},
+        "data": data.record(),
+        "model": model.config.to_dict(),
+        "versions": {name: version(name) for name in names} | {"python": platform.python_version()},
+        "command": shlex.join(sys.argv),
+        "started": previous["started"] if previous else now,
+        "resumed": [*previous.get("resumed", []), now] if previous else [],
+    }
+    if previous:
+        for place in (folder, folder / "checkpoints", folder / "maps"):
+            for left in place.glob(".*"):  # what a kill left of an unfinished write
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+    write_json(folder / "config.json", record)
+
+
+def _summarize(folder: Path, model: PlainNetwork, config: TrainConfig) -> None:
+    lines = read_metrics(folder)
+    best = max(lines, key=lambda line: (line["validation_accuracy"], -line["validation_loss"]))
+    summary = {key: best[key] for key in best if key.startswith("validation_")} | {
+        "epochs": len(lines),
+        "best_epoch": best["epoch"],
+        "seconds": round(sum(line["seconds"] for line in lines), 1),
+        "images_per_second": statistics.median(line["images_per_second"] for line in lines),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "alarm": lines[-1].get("alarm"),
+        "seed": config.seed,
+    }
+    write_json(folder / "summary.json", summary)
+    print(
+        f"Best of {len(lines)} epochs: {best['epoch'] + 1}, validation accuracy {best['validation_accuracy']:.1%}.",
+        flush=True,
+    )

@@ -1,0 +1,105 @@
+"""Settings, recipes and the reading of arguments."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+
+from attention_branch.errors import UserError
+from attention_branch.training import RECIPES, TrainConfig, parse_train_arguments, recipe
+from attention_branch.training.config import check_resume, check_settings
+
+
+def test_a_recipe_gives_the_defaults_and_options_override_them() -> None:
+    config = parse_train_arguments(
+        ["photos", "--model", "resnet50", "--recipe", "finetune", "--lr", "0.01", "--no-pretrained"]
+    )
+    expected = dataclasses.replace(RECIPES["finetune"], data="photos", model="resnet50", lr=0.01, pretrained=False)
+    assert config == expected
+
+
+def test_published_values_of_the_recipes() -> None:
+    cifar, imagenet = RECIPES["cifar"], RECIPES["imagenet"]
+    assert (cifar.epochs, cifar.lr, cifar.batch_size, cifar.milestones) == (300, 0.1, 128, (150, 225))
+    assert (cifar.weight_decay, cifar.momentum, cifar.optimizer) == (5e-4, 0.9, "sgd")
+    assert (imagenet.epochs, imagenet.lr, imagenet.batch_size, imagenet.milestones) == (90, 0.1, 256, (30, 60))
+    assert all(settings.recipe == name for name, settings in RECIPES.items())
+
+
+def test_data_is_required_unless_the_recipe_names_it(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        parse_train_arguments(["--model", "resnet20"])
+    assert stopped.value.code == 2
+    assert "DATA" in capsys.readouterr().err
+    assert parse_train_arguments(["--recipe", "digits"]).data == "digits"
+
+
+def test_help_shows_every_setting_with_its_doc(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_train_arguments(["--help"])
+    text = capsys.readouterr().out
+    for item in dataclasses.fields(TrainConfig):
+        assert ("DATA" if item.name == "data" else f"--{item.name.replace('_', '-')}") in text
+    assert "Images per optimiser step" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["photos", "--recipe", "cifra"], "Unknown recipe 'cifra'.*Did you mean 'cifar'"),
+        (["--resume", "/nowhere/run"], "no run folder"),
+        (["photos", "--recipe"], "recipe"),
+    ],
+)
+def test_arguments_that_cannot_be_read(arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse_train_arguments(arguments)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer": "adamv"}, "Unknown optimizer 'adamv'.*Did you mean 'adamw'"),
+        ({"mechanism": "residuel"}, "Did you mean 'residual'"),
+        ({"data": ""}, "No data named"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"lr": float("nan")}, "lr is nan"),
+        ({"ema": 1.0}, "ema is 1.0"),
+        ({"schedule": "steps"}, "needs milestones"),
+        ({"milestones": (3,)}, "milestones are for"),
+        ({"nesterov": True}, "nesterov needs"),
+        ({"warmup_epochs": 31.0}, "longer than"),
+        ({"gradient_clip": 0.0}, "gradient_clip"),
+        ({"resume": "a", "out": "b"}, "its own folder"),
+    ],
+)
+def test_settings_that_cannot_work_are_named(changes: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_settings(dataclasses.replace(TrainConfig(data="photos"), **changes))
+
+
+def test_recipe_refuses_an_unknown_setting() -> None:
+    with pytest.raises(UserError, match="Did you mean 'epochs'"):
+        recipe("cifar", epoch=3)
+
+
+def test_resume_refuses_what_would_be_another_run() -> None:
+    saved = json.loads(json.dumps(dataclasses.asdict(recipe("cifar", data="d"))))
+    check_resume(recipe("cifar", data="d", resume="r", devices=4, workers=3, epochs=400), saved)
+    with pytest.raises(UserError, match=r"with lr 0\.1 and cannot go on with 0\.2"):
+        check_resume(recipe("cifar", data="d", resume="r", lr=0.2), saved)
+    with pytest.raises(UserError, match="milestones"):
+        check_resume(recipe("cifar", data="d", resume="r", milestones=(1, 2)), saved)
+    cosine = json.loads(json.dumps(dataclasses.asdict(recipe("default", data="d"))))
+    with pytest.raises(UserError, match="with epochs 30 and cannot go on with 40"):
+        check_resume(recipe("default", data="d", resume="r", epochs=40), cosine)
+
+
+def test_neither_the_package_nor_the_settings_import_lightning() -> None:
+    code = (
+        "import sys, attention_branch, attention_branch.training as t; t.recipe('cifar');"
+        "sys.exit(any(m.split('.')[0] in ('lightning', 'pytorch_lightning') for m in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
