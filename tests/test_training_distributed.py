@@ -7,6 +7,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pytest
 import torch
 
 import attention_branch as ab
@@ -65,6 +66,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.heavy
 def test_gradients_and_statistics_of_two_processes_equal_one(tmp_path: Path) -> None:
     script = tmp_path / "exact.py"
     script.write_text(EXACT)
@@ -78,6 +80,7 @@ def test_gradients_and_statistics_of_two_processes_equal_one(tmp_path: Path) -> 
         assert process.returncode == 0, errors
 
 
+@pytest.mark.heavy
 def test_a_run_of_two_processes_equals_a_run_of_one(tmp_path: Path) -> None:
     config = recipe(
         "digits", data="digits:train=32,validation=13,test=10", image_size=32, batch_size=8, epochs=1, lr=1e-3,

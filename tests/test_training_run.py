@@ -1,6 +1,7 @@
 """Whole runs in miniature: what they write, how they stop, and how they go on."""
 
 import dataclasses
+import importlib.util
 import json
 import os
 import signal
@@ -80,6 +81,7 @@ def test_the_averaged_weights_are_what_is_evaluated_and_saved(finished: Path) ->
     assert not torch.equal(checkpoint[f"model.{name}"], weights(finished / "last")[name])
 
 
+@pytest.mark.heavy
 def test_killed_and_resumed_equals_unbroken(finished: Path, tmp_path: Path) -> None:
     settings = dataclasses.replace(
         parse_train_arguments(["--resume", str(finished)]), resume=None, out=str(tmp_path / "b")
@@ -141,11 +143,14 @@ def test_a_finished_run_is_not_trained_again(finished: Path) -> None:
         ({"model": "resnet21"}, "Unknown backbone 'resnet21'"),
         ({"augment": "flop"}, "Did you mean 'flip'"),
         ({"accelerator": "gpu"}, "torch sees none"),
+        ({"tensorboard": True}, "tensorboard is not installed"),
     ],
 )
 def test_a_run_that_cannot_work_leaves_nothing(changes: dict, message: str, tmp_path: Path) -> None:
     if "accelerator" in changes and torch.cuda.is_available():
         pytest.skip("a GPU is there")
+    if "tensorboard" in changes and importlib.util.find_spec("tensorboard"):
+        pytest.skip("tensorboard is there")
     with pytest.raises(UserError, match=message):
         train(small(out=str(tmp_path / "run"), **changes))
     assert not (tmp_path / "run").exists()

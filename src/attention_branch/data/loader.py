@@ -175,6 +175,8 @@ class ImageLoader(DataLoader):
     def __iter__(self) -> Any:
         for batch in super().__iter__():
             if "error" in batch:
+                # Without this reference the workers end now; left to the traceback's collection they hang for seconds.
+                self._iterator = None
                 raise UserError(batch["error"])
             if self.normalized:
                 batch["images"] = self.preprocessing.normalize(batch["images"])

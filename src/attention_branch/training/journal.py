@@ -17,9 +17,9 @@ from attention_branch.data import DataSet, ImageSet
 from attention_branch.errors import UserError
 from attention_branch.files import disk_error, write_text
 from attention_branch.metrics import collapse_alarm
-from attention_branch.models import ABNOutput, PlainNetwork
+from attention_branch.models import ABNOutput
 from attention_branch.report.strip import strip
-from attention_branch.training.module import Classifier
+from attention_branch.training.module import Classifier, Trainable
 from attention_branch.training.optimization import rate_factor
 
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
@@ -157,7 +157,7 @@ class Journal(Checkpoint):
 
 
 @torch.no_grad()
-def draw_maps(network: PlainNetwork, images: ImageSet, columns: int, path: Path, title: str) -> None:
+def draw_maps(network: Trainable, images: ImageSet, columns: int, path: Path, title: str) -> None:
     """Draw the maps of a fixed handful of images, at even distances in the set; one column an image and head."""
     heads = list(network.heads) if network.heads else [""]
     shown = heads[:columns]

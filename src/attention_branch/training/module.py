@@ -11,12 +11,14 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor
 
 from attention_branch.errors import UserError
-from attention_branch.models import ABNOutput, PlainNetwork, abn_loss
+from attention_branch.models import ABNOutput, AttentionBranchNetwork, PlainNetwork, abn_loss
 from attention_branch.training.config import TrainConfig
 from attention_branch.training.mixing import gather, mix, mixed_loss
 from attention_branch.training.normalization import average_buffers
 from attention_branch.training.optimization import make_optimizer, rate_factor
 from attention_branch.training.tally import Tally
+
+Trainable = AttentionBranchNetwork | PlainNetwork
 
 CHECK_EVERY = 50
 """Steps between two looks at whether the loss is still finite; each look waits for the device."""
@@ -32,7 +34,7 @@ class Classifier(L.LightningModule):
     different counts, and their mean would not be the global batch's.
     """
 
-    def __init__(self, model: PlainNetwork, config: TrainConfig, steps_per_epoch: int, *, gather: bool = False) -> None:
+    def __init__(self, model: Trainable, config: TrainConfig, steps_per_epoch: int, *, gather: bool = False) -> None:
         super().__init__()
         self.model, self.config, self.steps_per_epoch, self.gather = model, config, steps_per_epoch, gather
         self.average = ModelEmaV3(model, decay=config.ema, use_warmup=True) if config.ema else None
@@ -44,7 +46,7 @@ class Classifier(L.LightningModule):
         self.stepped = -1
 
     @property
-    def evaluated(self) -> PlainNetwork:
+    def evaluated(self) -> Trainable:
         """The network that is evaluated and saved: the weights' average when there is one."""
         return self.average.module if self.average is not None else self.model
 

@@ -50,11 +50,11 @@ from torch.nn.parallel import DistributedDataParallel
 from attention_branch.data import DataSet, ImageLoader, make_loader, open_data
 from attention_branch.errors import UserError
 from attention_branch.files import write_json
-from attention_branch.models import PlainNetwork, create_backbone, create_model
+from attention_branch.models import create_backbone, create_model
 from attention_branch.training.checkpoints import CheckpointFiles
 from attention_branch.training.config import TrainConfig, check_resume, check_settings
 from attention_branch.training.journal import CHECKPOINT, Journal, read_metrics
-from attention_branch.training.module import Classifier
+from attention_branch.training.module import Classifier, Trainable
 from attention_branch.training.normalization import synchronize_batchnorm
 from attention_branch.training.recipes import read_run
 
@@ -90,7 +90,7 @@ def train(config: TrainConfig) -> Path:
     model = make_model(config, data)
     trainer, world = _trainer(config, folder)
     _check_processes(config, data, world)
-    loaders = _loaders(config, data, model, world)
+    loaders = _loaders(config, data, model, trainer)
     batches = EpochBatches(loaders[0], config.accumulate)
     batches.trainer = trainer
     journal = Journal(folder, data, config.maps, config.tensorboard)
@@ -117,7 +117,7 @@ def train(config: TrainConfig) -> Path:
     return folder
 
 
-def make_model(config: TrainConfig, data: DataSet) -> PlainNetwork:
+def make_model(config: TrainConfig, data: DataSet) -> Trainable:
     """Return the network the settings and the data ask for, with the data's class names and normalisation."""
     size: dict[str, Any] = {"heads": data.heads} if data.multitask else {"num_classes": data.num_classes}
     shared = size | {
@@ -125,7 +125,7 @@ def make_model(config: TrainConfig, data: DataSet) -> PlainNetwork:
         "class_names": data.class_names,
         "image_size": config.image_size,
     }
-    model: PlainNetwork = (
+    model: Trainable = (
         create_backbone(config.model, **shared)
         if config.baseline
         else create_model(
@@ -265,15 +265,17 @@ def _check_processes(config: TrainConfig, data: DataSet, world: int) -> None:
         )
 
 
-def _loaders(config: TrainConfig, data: DataSet, model: PlainNetwork, world: int) -> tuple[ImageLoader, ImageLoader]:
+def _loaders(
+    config: TrainConfig, data: DataSet, model: Trainable, trainer: L.Trainer
+) -> tuple[ImageLoader, ImageLoader]:
     assert data.train is not None
     assert data.validation is not None
     piece = config.batch_size // config.accumulate
     shared: dict[str, Any] = {
         "workers": config.workers,
         "seed": config.seed,
-        "num_replicas": world,
-        "rank": _rank() if world > 1 else 0,
+        "num_replicas": trainer.world_size,
+        "rank": trainer.global_rank,
         "normalized": False,
     }
     return (
@@ -302,7 +304,7 @@ def _fit(
         signal.signal(signal.SIGINT, previous)
 
 
-def _announce(config: TrainConfig, data: DataSet, model: PlainNetwork, folder: Path, world: int) -> None:
+def _announce(config: TrainConfig, data: DataSet, model: Trainable, folder: Path, world: int) -> None:
     assert data.train is not None
     assert data.validation is not None
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
@@ -319,7 +321,7 @@ def _announce(config: TrainConfig, data: DataSet, model: PlainNetwork, folder: P
 
 
 def _write_config(
-    config: TrainConfig, folder: Path, data: DataSet, model: PlainNetwork, previous: dict[str, Any] | None
+    config: TrainConfig, folder: Path, data: DataSet, model: Trainable, previous: dict[str, Any] | None
 ) -> None:
     now = datetime.now(UTC).isoformat(timespec="seconds")
     names = ("attention-branch", "torch", "torchvision", "timm", "lightning", "numpy")
@@ -339,7 +341,7 @@ def _write_config(
     write_json(folder / "config.json", record)
 
 
-def _summarize(folder: Path, model: PlainNetwork, config: TrainConfig) -> None:
+def _summarize(folder: Path, model: Trainable, config: TrainConfig) -> None:
     lines = read_metrics(folder)
     best = max(lines, key=lambda line: (line["validation_accuracy"], -line["validation_loss"]))
     summary = {key: best[key] for key in best if key.startswith("validation_")} | {
