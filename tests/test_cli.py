@@ -37,11 +37,9 @@ def folder(tmp_path_factory):
 def trained(folder, tmp_path_factory):
     """A run of two epochs on the coloured pictures."""
     out = tmp_path_factory.mktemp("runs") / "run"
+    options = "--model resnet20 --epochs 2 --batch-size 8 --maps 2 --accelerator cpu".split()
     with pytest.raises(SystemExit) as caught:
-        cli.main(
-            ["train", str(folder), "--model", "resnet20", "--epochs", "2", "--batch-size", "8", "--out", str(out)]
-            + ["--maps", "2", "--accelerator", "cpu"]
-        )
+        cli.main(["train", str(folder), "--out", str(out), *options])
     assert not caught.value.code
     return out
 

@@ -9,7 +9,7 @@ import pytest
 
 from attention_branch.errors import UserError
 from attention_branch.training import RECIPES, TrainConfig, parse_train_arguments, recipe
-from attention_branch.training.config import check_resume, check_settings
+from attention_branch.training.config import check_resume, check_settings, read_model_options
 
 
 def test_a_recipe_gives_the_defaults_and_options_override_them() -> None:
@@ -103,3 +103,10 @@ def test_neither_the_package_nor_the_settings_import_lightning() -> None:
         "sys.exit(any(m.split('.')[0] in ('lightning', 'pytorch_lightning') for m in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_model_options_are_literals_or_strings():
+    found = read_model_options(("drop_rate=0.2", "stem_stride=2", "act_layer=relu", "flag=True"))
+    assert found == {"drop_rate": 0.2, "stem_stride": 2, "act_layer": "relu", "flag": True}
+    with pytest.raises(UserError, match="NAME=VALUE"):
+        read_model_options(("drop_rate",))

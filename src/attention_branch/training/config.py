@@ -1,5 +1,6 @@
 """Every setting of a training run, as one frozen value whose field docs are the command line's help."""
 
+import ast
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
@@ -36,6 +37,8 @@ class TrainConfig:
     """Start from the backbone's published weights."""
     image_size: int | None = None
     """Side of the square input in pixels. Left out: the backbone's own."""
+    model_options: tuple[str, ...] = ()
+    """Further arguments of the backbone as NAME=VALUE, such as drop_rate=0.2 or, for resnet20 to 110, stem_stride=2."""
 
     epochs: int = 30
     """Passes over the training images."""
@@ -145,6 +148,20 @@ def check_settings(config: TrainConfig) -> None:
         raise UserError(f"warmup_epochs is {config.warmup_epochs}, longer than the {config.epochs} epochs of training.")
     if config.resume and config.out and Path(config.resume).resolve() != Path(config.out).resolve():
         raise UserError(f"A continued run writes to its own folder '{config.resume}'; leave out '{config.out}'.")
+
+
+def read_model_options(options: tuple[str, ...]) -> dict[str, Any]:
+    """Return NAME=VALUE pairs as keyword arguments; values are Python literals, anything else is a string."""
+    values: dict[str, Any] = {}
+    for option in options:
+        name, equals, text = option.partition("=")
+        if not equals or not name.isidentifier():
+            raise UserError(f"The model option '{option}' must read NAME=VALUE, for instance drop_rate=0.2.")
+        try:
+            values[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            values[name] = text
+    return values
 
 
 def check_resume(config: TrainConfig, saved: dict[str, Any]) -> None:

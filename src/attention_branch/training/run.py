@@ -52,7 +52,7 @@ from attention_branch.errors import UserError
 from attention_branch.files import write_json
 from attention_branch.models import create_backbone, create_model
 from attention_branch.training.checkpoints import CheckpointFiles
-from attention_branch.training.config import TrainConfig, check_resume, check_settings
+from attention_branch.training.config import TrainConfig, check_resume, check_settings, read_model_options
 from attention_branch.training.journal import CHECKPOINT, Journal, read_metrics
 from attention_branch.training.module import Classifier, Trainable
 from attention_branch.training.normalization import synchronize_batchnorm
@@ -124,6 +124,7 @@ def make_model(config: TrainConfig, data: DataSet) -> Trainable:
         "pretrained": config.pretrained,
         "class_names": data.class_names,
         "image_size": config.image_size,
+        **read_model_options(config.model_options),
     }
     model: Trainable = (
         create_backbone(config.model, **shared)
