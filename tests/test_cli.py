@@ -37,7 +37,7 @@ def folder(tmp_path_factory):
 def trained(folder, tmp_path_factory):
     """A run of two epochs on the coloured pictures."""
     out = tmp_path_factory.mktemp("runs") / "run"
-    options = "--model resnet20 --epochs 2 --batch-size 8 --maps 2 --accelerator cpu".split()
+    options = ["--model", "resnet20", "--epochs", "2", "--batch-size", "8", "--maps", "2", "--accelerator", "cpu"]
     with pytest.raises(SystemExit) as caught:
         cli.main(["train", str(folder), "--out", str(out), *options])
     assert not caught.value.code

@@ -54,7 +54,7 @@ def strip(
             sheet.paste(panel, (x, y))
             y += height + 2
         exact = map_values(values, *pictures[column].size)
-        for text in (labels[column], f"map {number(exact.min())}–{number(exact.max())}"):
+        for text in (labels[column], f"map {number(exact.min())} to {number(exact.max())}"):
             draw.text((x, y + 1), _fitted(text, width, font), fill="#1c2430", font=font)
             y += _LINE
     path = Path(path)
