@@ -107,7 +107,7 @@ def test_truncated_empty_missing_and_other_files_are_named(tmp_path):
         open_image(tmp_path)
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("limit", [59_999, 20_000])
 def test_bombs_are_refused_from_the_header(monkeypatch, limit):
     content = encoded(Image.new("L", (300, 200)))

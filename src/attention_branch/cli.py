@@ -20,12 +20,15 @@ def demo(
     *,
     out: Annotated[str, arg(help="Run folder to write; a demo that stands there is replaced.")] = "runs/demo",
     seed: Annotated[int, arg(help="Seed of the digits, the start weights and the order of images.")] = 0,
-    control: Annotated[bool, arg(help="Also train the same network with its map not applied (mechanism none).")] = True,
+    control: Annotated[
+        Literal["auto", "yes", "no"],
+        arg(help="Also train the same network with its map not applied; auto does if three minutes suffice for both."),
+    ] = "auto",
 ) -> int:
     """Train on handwritten digits in real photos, measure where the network looked, and write a report."""
     from attention_branch.demo import run_demo
 
-    run_demo(out, seed=seed, control=control, console=Console())
+    run_demo(out, seed=seed, control={"yes": True, "no": False}.get(control), console=Console())
     return 0
 
 

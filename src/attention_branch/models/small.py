@@ -253,7 +253,7 @@ SMALL: dict[str, Callable[..., SmallNetwork]] = {
         f"resnet{depth}": (
             lambda num_classes, depth=depth, **options: small_resnet(depth, False, num_classes, **options)
         )
-        for depth in (20, 32, 44, 56, 110)
+        for depth in (14, 20, 32, 44, 56, 110)
     },
     **{
         f"resnet{depth}b": (

@@ -39,14 +39,15 @@ def write_evaluation_report(
     head: str | None = None,
     per_gallery: int = 9,
     facts: Mapping[str, Any] | None = None,
+    extra: Sequence[Block] = (),
     seed: int = 0,
 ) -> Path:
     """Write report.html of an evaluation: figures, pointing beside the controls, galleries, calibration, protocol.
 
     `images` is the set that was evaluated; `controls` are evaluations of other networks on the same images by name (the
-    same network trained with mechanism "none", a plain backbone). `head` chooses the galleries' head (default the
-    first). The right answers shown are drawn at random from `seed`, the wrong ones are those with the highest
-    confidence. Raises `UserError` when `images` is not the evaluated set.
+    same network trained with mechanism "none", a plain backbone); `extra` blocks follow the pointing table. `head`
+    chooses the galleries' head (default the first). The right answers shown are drawn at random from `seed`, the wrong
+    ones are those with the highest confidence. Raises `UserError` when `images` is not the evaluated set.
     """
     name = head or next(iter(evaluation.heads))
     if name not in evaluation.heads:
@@ -62,6 +63,7 @@ def write_evaluation_report(
     else:
         blocks.append(_heads_table(evaluation))
     blocks.append(_pointing_table(evaluation, controls or {}))
+    blocks += extra
     blocks += _galleries(model, images, evaluation, name, per_gallery, seed)
     blocks.append(_class_table(chosen))
     if len(chosen.class_names) <= _MATRIX_SHOWN and chosen.n:

@@ -38,7 +38,7 @@ class TrainConfig:
     image_size: int | None = None
     """Side of the square input in pixels. Left out: the backbone's own."""
     model_options: tuple[str, ...] = ()
-    """Further arguments of the backbone as NAME=VALUE, such as drop_rate=0.2 or, for resnet20 to 110, stem_stride=2."""
+    """Further arguments of the backbone as NAME=VALUE, such as drop_rate=0.2 or, for resnet14 to 110, stem_stride=2."""
 
     epochs: int = 30
     """Passes over the training images."""

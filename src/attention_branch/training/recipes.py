@@ -70,20 +70,26 @@ RECIPES: dict[str, TrainConfig] = {
         gradient_clip=1.0,
         augment="random-resized-crop",
     ),
-    # The embedded digits in minutes on two cores. The product form, as the residual one learns the place later.
+    # The embedded digits in a minute or two on two cores. Many distinct pictures, each seen a few times, teach more in
+    # the same time than few seen often; the stride in the stem pays for them. Values chosen on the validation split.
     "digits": TrainConfig(
         recipe="digits",
-        data="digits",
-        model="resnet20",
+        data="digits:train=28000",
+        model="resnet14",
+        model_options=("stem_stride=2",),
         mechanism="product",
+        branch="lite",
         image_size=64,  # the pictures' own size
-        epochs=10,
+        epochs=4,
         batch_size=64,
-        optimizer="adamw",
-        lr=3e-3,
-        weight_decay=0.05,
+        optimizer="sgd",
+        lr=0.1,
+        momentum=0.9,
+        nesterov=True,
+        weight_decay=1e-3,
         schedule="cosine",
-        warmup_epochs=1,
+        warmup_epochs=0.6,
+        label_smoothing=0.1,
         augment="none",  # place, size and colour are random already; a mirrored digit is another sign
     ),
 }
