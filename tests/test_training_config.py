@@ -33,7 +33,7 @@ def test_data_is_required_unless_the_recipe_names_it(capsys: pytest.CaptureFixtu
         parse_train_arguments(["--model", "resnet20"])
     assert stopped.value.code == 2
     assert "DATA" in capsys.readouterr().err
-    assert parse_train_arguments(["--recipe", "digits"]).data == "digits"
+    assert parse_train_arguments(["--recipe", "digits"]).data == "digits:train=28000"
 
 
 def test_help_shows_every_setting_with_its_doc(capsys: pytest.CaptureFixture[str]) -> None:

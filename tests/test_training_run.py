@@ -138,7 +138,8 @@ def test_a_finished_run_is_not_trained_again(finished: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 31}, "more than the 30 training images"),
+        ({"batch_size": 32, "accumulate": 2}, "more than the 30 training images"),
+        ({"model": "resnet18", "image_size": 16}, "too small for resnet18"),
         ({"batch_size": 15, "accumulate": 2}, "does not divide"),
         ({"model": "resnet21"}, "Unknown backbone 'resnet21'"),
         ({"augment": "flop"}, "Did you mean 'flip'"),
@@ -154,6 +155,11 @@ def test_a_run_that_cannot_work_leaves_nothing(changes: dict, message: str, tmp_
     with pytest.raises(UserError, match=message):
         train(small(out=str(tmp_path / "run"), **changes))
     assert not (tmp_path / "run").exists()
+
+
+def test_fewer_images_than_a_batch_make_one_batch(tmp_path: Path) -> None:
+    folder = train(small(out=str(tmp_path / "run"), batch_size=128))
+    assert [line["step"] for line in read_metrics(folder)] == [1, 2]
 
 
 def test_a_folder_in_use_is_refused(finished: Path, tmp_path: Path) -> None:

@@ -157,13 +157,12 @@ def _print(console: Console, out: Path, summary: dict[str, Any], count: int) -> 
     table = Table(title=f"{count} test images", title_justify="left")
     for heading in ("network", "accuracy", "attention branch", "map on the digit"):
         table.add_column(heading, justify="left" if heading == "network" else "right")
-    rows = {f"attention ({summary['mechanism']})": summary}
-    rows |= {f"control ({name}: map not applied)": found for name, found in summary.get("controls", {}).items()}
-    for label, found in rows.items():
+    for label, found in {f"attention ({summary['mechanism']})": summary, **summary.get("controls", {})}.items():
+        named = label if found is summary else f"control ({label}: map not applied)"
         cells = (found["accuracy"], found["attention_accuracy"], found["pointing"])
-        table.add_row(label, *(f"{100 * cell:.1f} %" for cell in cells))
-    for name, accuracy in summary["replaced"].items():
-        table.add_row(f"  with {_REPLACED[name]}", f"{100 * accuracy:.1f} %", "", "")
+        table.add_row(named, *(f"{100 * cell:.1f} %" for cell in cells))
+        for name, accuracy in found.get("replaced", {}).items():
+            table.add_row(f"  with {_REPLACED[name]}", f"{100 * accuracy:.1f} %", "", "")
     table.add_row("centred Gaussian", "", "", f"{100 * summary['pointing_center']:.1f} %")
     table.add_row("random map", "", "", f"{100 * summary['pointing_random']:.1f} %")
     console.print(table)

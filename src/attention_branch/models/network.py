@@ -65,7 +65,10 @@ class Network(SavedModel):
             return
         if images.ndim != 4 or images.shape[1] != 3:
             raise UserError(f"Images must have the shape (N, 3, H, W); these have {tuple(images.shape)}.")
-        height, width = images.shape[-2:]
+        self.check_size(*images.shape[-2:])
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise a `UserError` for images of a size in pixels that the network does not take."""
         fixed = self.config.fixed_size
         if fixed and (height, width) != tuple(fixed):
             raise UserError(

@@ -123,8 +123,14 @@ def build(config: ModelConfig, *, pretrained: bool = False) -> Network:
     stride = max(1, round(images.shape[-1] / size[1]))
     if config.fixed_size is None:
         config.smallest_side = 2 * stride
+    elif min(size) < 2:
+        raise UserError(
+            f"Images of {images.shape[-2]}x{images.shape[-1]} are too small for {config.name}: the map would have a "
+            f"single position. Use {2 * stride} pixels a side or more."
+        )
     model = AttentionBranchNetwork(config, backbone, place, branch)
     native = model.preprocessing.size
+    model.check_size(*native)
     model.construction = Construction(place, proof, choice.note, (native[0] // stride, native[1] // stride))
     return model.train()
 

@@ -97,6 +97,8 @@ def explain_files(
         "seed": seed,
         "versions": versions(),
     }
+    # One answer to a blank image: a target that the model does not know is said before anything is written.
+    explain(model, torch.zeros(1, 3, *model.preprocessing.size), method, target)
     work = _Work(model, output, settings, method, target, top_k, stretch, seed)
     done = _journal(output, settings)
     lines: list[dict[str, Any]] = []

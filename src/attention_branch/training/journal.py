@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
+import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Checkpoint
@@ -158,11 +159,13 @@ class Journal(Checkpoint):
 
 @torch.no_grad()
 def draw_maps(network: Trainable, images: ImageSet, columns: int, path: Path, title: str) -> None:
-    """Draw the maps of a fixed handful of images, at even distances in the set; one column an image and head."""
+    """Draw the maps of a fixed handful of images; one column an image and head."""
     heads = list(network.heads) if network.heads else [""]
     shown = heads[:columns]
     count = min(len(images), max(1, columns // len(shown)))
-    samples = [images[index * len(images) // count] for index in range(count)]
+    # Drawn once and for all from the set's size: even distances would fall in step with sets whose classes alternate.
+    chosen = np.sort(np.random.default_rng(0).permutation(len(images))[:count])
+    samples = [images[int(index)] for index in chosen]
     pictures = [network.preprocessing.image(sample.image) for sample in samples]
     batch = torch.stack([network.preprocessing.tensor(sample.image) for sample in samples])
     device = next(network.parameters()).device

@@ -181,7 +181,8 @@ def _check_data(config: TrainConfig, data: DataSet, previous: dict[str, Any] | N
         raise UserError(
             f"'{config.data}' has no validation images to choose the best epoch by; add a validation split."
         )
-    if config.batch_size > len(data.train):
+    # Fewer images than one batch make one batch, unless it is to be cut into pieces.
+    if config.batch_size > len(data.train) and config.accumulate > 1:
         raise UserError(
             f"batch_size is {config.batch_size}, more than the {len(data.train)} training images of '{config.data}'; "
             f"use --batch-size {max(1, len(data.train) // 4)}, for instance."
