@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -277,8 +278,11 @@ def _write_page(
     unsure = sorted(good, key=lambda entry: _shown_answer(entry)["prediction"]["probability"])[:_NOTABLE]
     stretch = bool(settings["stretch"])
 
+    # Names as short as they can be and still differ: without the folder that all of them share.
+    shared = os.path.commonpath([str(Path(entry["file"]).parent) for entry in good]) if good else ""
+
     def cards(entries: Sequence[dict[str, Any]]) -> list[Card]:
-        return [_card(output, model, entry, stretch) for entry in entries]
+        return [_card(output, model, entry, os.path.relpath(entry["file"], shared or "."), stretch) for entry in entries]
 
     some = f"The first {_SHOWN} of {len(good)}; the others are in the folder pictures." if len(good) > _SHOWN else ""
     agnostic = bool(good) and good[0]["map"]["class_agnostic"]
@@ -319,11 +323,11 @@ def _shown_answer(entry: dict[str, Any]) -> dict[str, Any]:
     return entry["heads"][entry["map"]["head"] or next(iter(entry["heads"]))]
 
 
-def _card(output: Path, model: Any, entry: dict[str, Any], stretch: bool) -> Card:
+def _card(output: Path, model: Any, entry: dict[str, Any], name: str, stretch: bool) -> Card:
     answer = _shown_answer(entry)
     best = answer["prediction"]
     others = [f"{item['class']} ({percent(item['probability'])})" for item in answer["top"][1:3]]
-    lines = [("file", Path(entry["file"]).name)]
+    lines = [("file", name)]
     if others:
         lines.append(("then", ", ".join(others)))
     second = answer["attention_branch"]
