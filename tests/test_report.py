@@ -146,6 +146,19 @@ def test_broken_images_are_skipped_counted_and_named(tmp_path, run, pictures):
     Page(nothing.report)
 
 
+def test_images_of_one_name_can_be_told_apart(tmp_path, run, monkeypatch):
+    for place in ("cats", "dogs"):
+        (tmp_path / "all" / place).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / "all" / place / "1.png")
+    monkeypatch.chdir(tmp_path)
+    named = ["all/cats/1.png", tmp_path / "all" / "dogs" / "1.png"]
+    explain_files(run, named, tmp_path / "out", progress=False)
+    text = Page(tmp_path / "out" / "report.html").text
+    assert "cats/1.png" in text
+    assert "dogs/1.png" in text
+    assert "all/" not in text
+
+
 def test_a_broken_call_is_continued(tmp_path, run, pictures, monkeypatch):
     output, calls = tmp_path / "out", []
     original = explained_module.explain

@@ -279,10 +279,11 @@ def _write_page(
     stretch = bool(settings["stretch"])
 
     # Names as short as they can be and still differ: without the folder that all of them share.
-    shared = os.path.commonpath([str(Path(entry["file"]).parent) for entry in good]) if good else ""
+    shared = os.path.commonpath([Path(entry["file"]).absolute().parent for entry in good]) if good else ""
 
     def cards(entries: Sequence[dict[str, Any]]) -> list[Card]:
-        return [_card(output, model, entry, os.path.relpath(entry["file"], shared or "."), stretch) for entry in entries]
+        names = [os.path.relpath(entry["file"], shared) for entry in entries]
+        return [_card(output, model, entry, name, stretch) for entry, name in zip(entries, names, strict=True)]
 
     some = f"The first {_SHOWN} of {len(good)}; the others are in the folder pictures." if len(good) > _SHOWN else ""
     agnostic = bool(good) and good[0]["map"]["class_agnostic"]
