@@ -163,7 +163,7 @@ def _call(name: str, create: Any, pretrained: bool = False) -> nn.Module:
     try:
         return create()
     except TypeError as problem:
-        raise UserError(f"'{name}' does not take these options: {problem}.") from problem
+        raise UserError(f"'{name}' does not take these options ({problem}); leave them out.") from problem
     except (RuntimeError, OSError, ValueError) as problem:
         if not pretrained:
             raise
