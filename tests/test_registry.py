@@ -37,6 +37,13 @@ def test_bad_options(options, words):
         ab.create_model("resnet20", 3, **options)
 
 
+@pytest.mark.parametrize(("name", "side", "enough"), [("vit_tiny_patch16_224", 30, 32), ("resnet18", 16, 32)])
+def test_a_size_that_leaves_a_map_of_one_position_is_refused(name, side, enough):
+    with pytest.raises(ab.UserError, match=f"{side}x{side} are too small for {name}"):
+        ab.create_model(name, 3, image_size=side)
+    assert ab.create_model(name, 3, image_size=enough).construction.map_size == (2, 2)
+
+
 @pytest.mark.parametrize("name", ["hrnet_w18_small", "coat_tiny"])
 def test_backbones_without_one_tensor_at_the_gate_are_refused_by_name(name):
     with pytest.raises(ab.UserError, match=f"'{name}' cannot be gated.*Works for instance"):

@@ -126,7 +126,7 @@ def build(config: ModelConfig, *, pretrained: bool = False) -> Network:
     elif min(size) < 2:
         raise UserError(
             f"Images of {images.shape[-2]}x{images.shape[-1]} are too small for {config.name}: the map would have a "
-            f"single position. Use {2 * stride} pixels a side or more."
+            "single position. Choose a larger image_size."
         )
     model = AttentionBranchNetwork(config, backbone, place, branch)
     native = model.preprocessing.size
