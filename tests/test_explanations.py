@@ -50,6 +50,9 @@ class OneTask(nn.Module):
     def class_evidence(self, images):
         return F.adaptive_avg_pool2d(images[:, :1], 4) * torch.tensor([1.0, 2.0, 3.0])[:, None, None]
 
+    def with_class_evidence(self, images):
+        return self(images), self.class_evidence(images)
+
 
 class TwoTasks(OneTask):
     heads = {"smile": 1, "hair": 3}  # noqa: RUF012

@@ -1,10 +1,10 @@
 """`explain`, the one call for every kind of map, and the frozen `Explanation` it returns."""
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from attention_branch.errors import UserError, did_you_mean
 from attention_branch.explanations.figure import figure
-from attention_branch.explanations.methods import METHODS
+from attention_branch.explanations.methods import METHODS, Request
+from attention_branch.explanations.outputs import device_of, eager, evaluating, unwrapped
 from attention_branch.explanations.overlay import overlay, to_picture
 from attention_branch.explanations.targets import Target, head_class_names, head_logits, predicted
 from attention_branch.files import atomic_folder
@@ -141,35 +142,47 @@ def explain(
     method: str = "attention",
     target: Target = None,
     *,
+    layer: str | nn.Module = "auto",
     seed: int = 0,
 ) -> Explanation:
     """Explain a batch of normalised images (N, 3, H, W), or pictures that the model's preprocessing makes so.
 
-    Methods: "attention" (the network's own map M; class-agnostic), "attention-class" (the attention branch's evidence
-    for a class), and the controls "random" (from `seed`), "center" (Gaussian, sigma 0.25 of the side) and "constant".
+    Any classifier will do: one of ours, timm's, torchvision's, a module that returns a tensor, tuple or dict. Methods:
+    "attention" (the network's own map M; class-agnostic) and "attention-class" (its branch's evidence for a class), for
+    networks with an attention branch; "cam", "grad-cam", "grad-cam++", "hires-cam", "layer-cam" (read a `layer`);
+    "rollout" (vision transformers; class-agnostic); "integrated-gradients" and "occlusion" (need captum); the controls
+    "random" (from `seed`), "center" (Gaussian, sigma 0.25 of the side) and "constant".
     `target`: None is the prediction; an index, a class name, one of these per image, a callable from logits to indices;
-    with several heads a head's name or {head: class}. The model is run in eval mode and left as it was.
-    Raises `UserError` for an unknown method, class or head, and where the model has no such map.
+    with several heads a head's name or {head: class}. Several classes of one image give as many maps from one forward
+    pass. `layer`: a module's name or the module; "auto" chooses, and `Explanation.layer` says what and why.
+    The model is run in eval mode, once, eagerly, and left as it was: no hook, gradient or other state stays.
+    Raises `UserError` for an unknown method, class, head or layer, and where the model has no such map.
     """
     compute = METHODS.get(method)
     if compute is None:
         raise UserError(f"Unknown method '{method}'.{did_you_mean(method, METHODS)} Methods: {', '.join(METHODS)}.")
-    batch = _as_batch(model, images)
-    with evaluating(model), torch.no_grad():
-        result = compute(model, batch, target, seed)
+    network = unwrapped(model)
+    # A caller's inference mode or no_grad must not reach the graph that some methods need.
+    with torch.inference_mode(False), eager(), evaluating(network, warn=True):
+        batch = _as_batch(network, images)
+        result = compute(Request(network, batch, target, layer, seed))
     raw = result.raw.float() if result.raw.dtype in (torch.float16, torch.bfloat16) else result.raw
+    if not torch.isfinite(raw).all():
+        raise UserError(
+            f"'{method}' yields NaN or infinite values for this network: its activations or scores overflow."
+        )
     return Explanation(
         maps=upsample(raw, batch.shape[-2], batch.shape[-1]),
         raw=raw,
         target=result.target,
         method=method,
         layer=result.layer,
-        logits=result.logits,
-        images=_denormalized(model, batch),
+        logits=_for_each(result.logits, len(raw)),
+        images=_denormalized(network, batch).expand(len(raw), -1, -1, -1),
         value_range=result.value_range,
         head=result.head,
-        class_names=head_class_names(model, result.head),
-        attention_logits=result.attention_logits,
+        class_names=head_class_names(network, result.head),
+        attention_logits=_for_each(result.attention_logits, len(raw)),
     )
 
 
@@ -180,16 +193,11 @@ def upsample(maps: Tensor, height: int, width: int) -> Tensor:
     return F.interpolate(maps[:, None], size=(height, width), mode="bilinear", align_corners=False)[:, 0]
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module into eval mode, and each back into its own mode afterwards (a frozen BatchNorm stays frozen)."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
+def _for_each(scores: Any, count: int) -> Any:
+    """Repeat one image's scores (1, K) for each of its maps."""
+    if isinstance(scores, Mapping):
+        return {name: _for_each(part, count) for name, part in scores.items()}
+    return scores.expand(count, -1) if isinstance(scores, Tensor) and len(scores) != count else scores
 
 
 def _as_batch(model: nn.Module, images: Tensor | Image.Image | Sequence[Image.Image]) -> Tensor:
@@ -202,8 +210,10 @@ def _as_batch(model: nn.Module, images: Tensor | Image.Image | Sequence[Image.Im
     if images.ndim != 4 or not images.is_floating_point() or len(images) == 0:
         shape = tuple(images.shape)
         raise UserError(f"images has shape {shape} and type {images.dtype}; explain takes float (N, 3, H, W), N >= 1.")
-    parameter = next(model.parameters(), None)
-    return images.detach() if parameter is None else images.detach().to(parameter.device)
+    device = device_of(model)
+    batch = images.detach() if device is None else images.detach().to(device)
+    # What was made in inference mode cannot be part of a graph.
+    return batch.clone() if batch.is_inference() else batch
 
 
 def _denormalized(model: nn.Module, batch: Tensor) -> Tensor:

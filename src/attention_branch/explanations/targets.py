@@ -13,13 +13,18 @@ ClassTarget = int | str | Tensor | np.ndarray | Sequence[int] | Sequence[str] | 
 Target = ClassTarget | Mapping[str, Any]
 
 
-def choose_head(model: nn.Module, target: Target) -> tuple[str | None, ClassTarget]:
+def choose_head(
+    model: nn.Module, target: Target, scores: Tensor | Mapping[str, Tensor] | None = None
+) -> tuple[str | None, ClassTarget]:
     """Split a target into the head whose map is wanted (None for a single task) and the class within it.
 
-    Several heads take `{head: class}`, `{head: None}` for the head's prediction, or the head's name alone. Raises
-    `UserError` for an unknown head, for no head or several where one is needed, and for a head where there are none.
+    The heads are the model's own, or those of the `scores` it gave. Several heads take `{head: class}`, `{head: None}`
+    for the head's prediction, or the head's name alone. Raises `UserError` for an unknown head, for no head or several
+    where one is needed, and for a head where there are none.
     """
-    heads: Mapping[str, int] | None = getattr(model, "heads", None)
+    heads: Any = getattr(model, "heads", None)
+    if not isinstance(heads, Mapping):
+        heads = scores if isinstance(scores, Mapping) else None
     if not heads:
         if isinstance(target, Mapping):
             raise UserError("target is {head: class}, but the model has one task; give the class alone.")
@@ -63,8 +68,10 @@ def predicted(logits: Tensor) -> Tensor:
     return (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(1)
 
 
-def resolve_target(logits: Tensor, target: ClassTarget, class_names: Sequence[str] | None = None) -> Tensor:
-    """Return one class index per image (N,) int64, on the logits' device.
+def resolve_target(
+    logits: Tensor, target: ClassTarget, class_names: Sequence[str] | None = None, *, several: bool = False
+) -> Tensor:
+    """Return one class index per image (N,) int64, on the logits' device; with `several`, any number for one image.
 
     `target` is None (the prediction), an index, a class name, one of these per image, or a callable from logits (N, K)
     to indices (N,). Raises `UserError` for a name or an index the model does not have and for a wrong count.
@@ -85,7 +92,7 @@ def resolve_target(logits: Tensor, target: ClassTarget, class_names: Sequence[st
     if not isinstance(target, Sequence) or isinstance(target, (str, bytes)):
         raise UserError(f"target is {target!r}; give a class index, a class name, one per image, or a callable.")
     wanted = list(target)
-    if len(wanted) != count:
+    if len(wanted) != count and not (several and count == 1 and wanted):
         raise UserError(f"target has {len(wanted)} entries for {count} images; give one for all or one per image.")
     indices = [class_index(item, class_names, classes) if isinstance(item, str) else item for item in wanted]
     for index in indices:

@@ -155,6 +155,15 @@ class AttentionBranchNetwork(Network):
         activations, _ = self.branch(g, grid_size(g, self.place, images, self.backbone))
         return self._by_head(self.branch.evidence(activations))
 
+    def with_class_evidence(self, images: Tensor) -> tuple[ABNOutput, Scores]:
+        """Return the answer and the `class_evidence` from one forward pass; neither costs more than the answer."""
+        evidence: list[Scores] = []
+        self._flow["evidence"] = evidence
+        try:
+            return self(images), evidence[0]
+        finally:
+            self._flow.clear()
+
     # --- the two hooks ---
 
     def _at_features(self, _module: nn.Module, _inputs: Any, g: Tensor) -> Tensor | None:
@@ -167,6 +176,8 @@ class AttentionBranchNetwork(Network):
             activations, attention = self.branch(g, size)  # (N, K, h, w), (N, T, h, w)
             if flow["want_scores"]:
                 flow["scores"] = self.branch.scores(activations)
+            if "evidence" in flow:
+                flow["evidence"].append(self._by_head(self.branch.evidence(activations)))
         if given is not None:
             attention = self._given_map(given, g.shape[0], size)
         flow["attention"] = attention
