@@ -27,6 +27,10 @@ def plain_hit(values, mask, tolerance):
     return 0.0
 
 
+def play(game, maps, regions, target=None, **more):
+    return game.update(None, None, maps, target, regions, **more)
+
+
 @pytest.mark.parametrize("tolerance", [0, 2, 3.5, 0.2])
 def test_agrees_with_the_definition_written_out(tolerance):
     generator = torch.Generator().manual_seed(1)
@@ -39,7 +43,7 @@ def test_agrees_with_the_definition_written_out(tolerance):
     expected = [plain_hit(one.tolist(), mask.numpy(), pixels) for one, mask in zip(maps, masks, strict=True)]
     assert 0 < sum(expected) < 60
     game = PointingGame(tolerance)
-    values = torch.cat([game.update(maps[:25], masks[:25]), game.update(maps[25:], list(masks[25:]))])
+    values = torch.cat([play(game, maps[:25], masks[:25]), play(game, maps[25:], list(masks[25:]))])
     assert values.tolist() == expected
     result = game.compute()
     assert result.n == 60
@@ -53,7 +57,7 @@ def test_the_tolerance_is_a_strict_disc():
     for dx, dy, hit in ((4, 0, True), (5, 0, False), (3, 4, False), (3, 3, True), (4, 3, False)):
         mask = torch.zeros(1, 21, 21)
         mask[0, 10 + dy, 10 + dx] = 1
-        assert PointingGame(5).update(maps, mask).item() == hit
+        assert play(PointingGame(5), maps, mask).item() == hit
 
 
 def test_maps_are_resized_to_the_mask_before_the_maximum_is_taken():
@@ -61,20 +65,20 @@ def test_maps_are_resized_to_the_mask_before_the_maximum_is_taken():
     maps[0, 1, 0] = 1  # lower left quarter
     mask = torch.zeros(8, 8)
     mask[7, 0] = 1
-    assert PointingGame(0).update(maps, mask[None]).item() == 0  # the first of the plateau's pixels is not the corner
-    assert PointingGame(3).update(maps, mask[None]).item() == 1
+    assert play(PointingGame(0), maps, mask[None]).item() == 0  # the first of the plateau's pixels is not the corner
+    assert play(PointingGame(3), maps, mask[None]).item() == 1
 
 
 def test_ties_take_the_first_and_constant_maps_always_miss():
     mask = torch.zeros(1, 4, 4)
     mask[0, 0, 0] = 1
     game = PointingGame(0)
-    assert game.update(torch.full((1, 4, 4), 0.3), mask).item() == 0  # also where the object holds the first pixel
-    assert game.update(torch.full((1, 2, 2), 0.3), torch.ones(1, 4, 4)).item() == 0
+    assert play(game, torch.full((1, 4, 4), 0.3), mask).item() == 0  # also where the object holds the first pixel
+    assert play(game, torch.full((1, 2, 2), 0.3), torch.ones(1, 4, 4)).item() == 0
     tied = torch.zeros(1, 4, 4)
     tied[0, 0, 3] = tied[0, 0, 0] = 1
-    assert game.update(tied, mask).item() == 1
-    assert game.update(tied, mask.flip(2)).item() == 0
+    assert play(game, tied, mask).item() == 1
+    assert play(game, tied, mask.flip(2)).item() == 0
     assert game.compute().counts == {"skipped": 0, "constant": 2, "tied": 2}
 
 
@@ -82,7 +86,7 @@ def test_images_without_an_object_are_left_out():
     maps, masks = torch.rand(3, 4, 4), torch.zeros(3, 4, 4)
     masks[1] = 1
     game = PointingGame()
-    values = game.update(maps, masks)
+    values = play(game, maps, masks)
     assert values[1] == 1
     assert values[[0, 2]].isnan().all()
     result = game.compute()
@@ -97,7 +101,99 @@ def test_masks_of_several_sizes():
     masks = [torch.zeros(8, 8), np.zeros((4, 4))]
     masks[0][2:4, 4:6] = 1
     masks[1][3, 0] = 1
-    assert PointingGame(0).update(values, masks).tolist() == [1, 0]
+    assert play(PointingGame(0), values, masks).tolist() == [1, 0]
+
+
+def test_none_is_skipped_and_keeps_its_place():
+    maps = torch.zeros(4, 6, 6)
+    maps[:, 2, 2] = 1
+    hit, miss = torch.zeros(6, 6), np.zeros((12, 9))
+    hit[2, 2] = miss[11, 8] = 1
+    game = PointingGame(0)
+    assert str(play(game, maps, [None, hit, np.zeros((6, 6)), miss]).tolist()) == "[nan, 1.0, nan, 0.0]"
+    result = game.compute()
+    assert (result.n, result.mean, result.counts["skipped"]) == (2, 0.5, 2)
+    assert result.values.isnan().tolist() == [True, False, True, False]
+    assert play(PointingGame(0), maps[:2], [None, None]).isnan().all()
+
+
+def corner_hits(hits):
+    """Maps that hit (1) or miss (0) the corner, and the corner's mask."""
+    maps, masks = torch.zeros(len(hits), 8, 8), torch.zeros(len(hits), 8, 8)
+    masks[:, 0, 0] = 1
+    for row, hit in enumerate(hits):
+        maps[row, 0 if hit else 7, 0 if hit else 7] = 1
+    return maps, masks
+
+
+def test_mean_over_classes():
+    hits, classes = [1, 1, 1, 0, 0, 1, 0, 0], [2, 2, 2, 2, 5, 5, 7, 2]
+    maps, masks = corner_hits(hits)
+    masks[7] = 0  # skipped: it counts for no class
+    game = PointingGame(0, average="class")
+    play(game, maps[:3], masks[:3], torch.tensor(classes[:3]))
+    play(game, maps[3:], masks[3:], {"kind": classes[3:]})
+    result = game.compute()
+    assert result.mean == pytest.approx((3 / 4 + 1 / 2 + 0) / 3)
+    assert {own: entry["mean"] for own, entry in result.details["classes"].items()} == {2: 0.75, 5: 0.5, 7: 0.0}
+    assert result.details["classes"][2]["n"] == 4
+    assert result.values[:7].tolist() == hits[:7]
+    assert "classes" in result.protocol["average"]
+    # The interval is that of the resampled means over classes, with the classes that a resample holds.
+    generator = np.random.default_rng(5)
+    means = []
+    for _ in range(4000):
+        drawn = generator.integers(0, 7, 7)
+        by_class = {}
+        for row in drawn:
+            by_class.setdefault(classes[row], []).append(hits[row])
+        means.append(np.mean([np.mean(own) for own in by_class.values()]))
+    assert result.interval == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=0.04)
+    for target in (None, 3, [1, 2], [-1] * 8):
+        with pytest.raises(UserError):
+            play(PointingGame(average="class"), maps, masks, target)
+    with pytest.raises(UserError, match="average"):
+        PointingGame(average="classes")
+
+
+def test_the_difficult_subset():
+    hits = [1, 0, 1, 0]
+    maps, masks = corner_hits(hits)
+    masks[0, :4, :4] = 1  # exactly a quarter of the picture is not small
+    small = PointingGame(0, subset="small")
+    assert str(play(small, maps, masks).tolist()) == "[nan, 0.0, 1.0, 0.0]"
+    result = small.compute()
+    assert (result.n, result.counts["outside_subset"], result.counts["skipped"]) == (3, 1, 0)
+    difficult = PointingGame(0, subset="difficult")
+    assert str(play(difficult, maps, masks, others=[True, False, True, True]).tolist()) == "[nan, nan, 1.0, 0.0]"
+    assert difficult.compute().mean == 0.5
+    assert "another class" in difficult.compute().protocol["subset"]
+    whole = PointingGame(0)
+    play(whole, maps, masks)
+    assert whole.compute().details["small"] == {"mean": pytest.approx(1 / 3), "interval": (0.0, 1.0), "n": 3}
+    with pytest.raises(UserError, match="others"):
+        play(difficult, maps, masks)
+    with pytest.raises(UserError, match="others"):
+        play(difficult, maps, masks, others=[True])
+    with pytest.raises(UserError, match="subset"):
+        PointingGame(subset="hard")
+
+
+def test_tolerance_in_the_pixels_of_the_original_picture():
+    """A map of 8 pixels on a picture of 80: the maximum lies at 35, the object 14 pixels away, then 16."""
+    maps = torch.zeros(1, 8, 8, dtype=torch.float64)
+    maps[0, 3, 3] = 1
+    picture = torch.zeros(80, 80)
+    picture[34, 34 + 14] = 1
+    peak = torch.nn.functional.interpolate(maps[None], size=(80, 80), mode="bilinear")[0, 0]
+    assert divmod(int(peak.flatten().argmax()), 80) == (34, 34)
+    assert play(PointingGame(15), maps, [picture]).item() == 1
+    assert play(PointingGame(15), maps, [picture.roll(2, 1)]).item() == 0
+
+
+def test_without_regions_it_asks_for_them():
+    with pytest.raises(UserError, match="needs the objects' places"):
+        PointingGame().update(None, None, torch.rand(1, 4, 4))
 
 
 def test_nothing_and_nonsense():
@@ -112,11 +208,11 @@ def test_nothing_and_nonsense():
         (torch.rand(2, 4, 4), torch.ones(2, 4)),
     ):
         with pytest.raises(UserError):
-            game.update(maps, masks)
+            play(game, maps, masks)
     for tolerance in (-1, math.nan):
         with pytest.raises(UserError):
             PointingGame(tolerance)
-    game.update(torch.rand(1, 4, 4), torch.ones(1, 4, 4))
+    play(game, torch.rand(1, 4, 4), torch.ones(1, 4, 4))
     game.reset()
     assert game.compute().n == 0
 

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from attention_branch import metrics
     from attention_branch.errors import UserError
     from attention_branch.explanations import Explanation, explain
     from attention_branch.models import (
@@ -35,6 +36,7 @@ __all__ = [
     "explain",
     "list_backbones",
     "load_model",
+    "metrics",
 ]
 
 _ELSEWHERE = {"UserError": "errors", "Explanation": "explanations", "explain": "explanations"}
@@ -42,6 +44,8 @@ _ELSEWHERE = {"UserError": "errors", "Explanation": "explanations", "explain": "
 
 def __getattr__(name: str) -> Any:
     # Looked up when first used: importing the package does not import torch, so `abn --help` answers at once.
+    if name == "metrics":
+        return import_module("attention_branch.metrics")
     if name not in __all__:
         raise AttributeError(f"module 'attention_branch' has no attribute '{name}'")
     return getattr(import_module(f"attention_branch.{_ELSEWHERE.get(name, 'models')}"), name)

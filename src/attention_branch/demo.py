@@ -10,16 +10,17 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from attention_branch.data import ImageSet, make_loader, open_data
+from attention_branch.data import make_loader, open_data
 from attention_branch.errors import UserError
 from attention_branch.evaluation import Evaluation, evaluate
 from attention_branch.files import write_json
-from attention_branch.models import AttentionBranchNetwork, load_model
+from attention_branch.metrics.drive import map_drive
+from attention_branch.metrics.drive_result import REPLACED
+from attention_branch.models import load_model
 from attention_branch.report import Bar, TableBlock, explain_files, write_evaluation_report
 from attention_branch.training import TrainConfig, recipe, train
 
 _MAPS = {"attention": "pointing", "center": "pointing_center", "random": "pointing_random"}
-_REPLACED = {"another_image": "another image's map", "inverted": "its map inverted", "mean": "its map's mean"}
 _EXPLAINED = 12
 # The demo is to take three minutes, of which the imports take some ten seconds and the report about as much.
 _SECONDS = 165.0
@@ -33,21 +34,25 @@ def run_demo(
     The control is the same network with mechanism "none": its branch is trained, its map is not applied; with None it
     is trained if it will fit into three minutes. Returns what summary.json holds: `accuracy`, `attention_accuracy`,
     `pointing`, `pointing_center`, `pointing_random`, `replaced` (the accuracy with other maps in place of the network's
-    own), `seconds`, and the same of the control under `controls`. Raises `UserError` if `out` holds something that is
-    no demo.
+    own), `map_drive` (what that says), `seconds`, and the same of the control under `controls`. Raises `UserError` if
+    `out` holds something that is no demo.
     """
     console = console or Console()
     began = time.perf_counter()
     out = Path(out)
-    _clear(out)
+    clear_demo(out)
     config = recipe("digits", out=str(out), seed=seed)
-    if _has_fast_bfloat16():
+    if has_fast_bfloat16():
         config = dataclasses.replace(config, precision="bf16")
     test = open_data(config.data, seed=seed).test
     assert test is not None
 
     summary, evaluation = _train_and_measure(config, test)
-    summary["replaced"] = accuracy_with_other_maps(load_model(out), test)
+    network = load_model(out)
+    drive = map_drive(network, make_loader(test, network.preprocessing, 250, train=False, workers=0), seed=seed)
+    summary["replaced"] = {name: drive.accuracy(name).mean for name in REPLACED}
+    summary["replaced_interval"] = {name: drive.accuracy(name).interval for name in REPLACED}
+    summary["map_drive"] = drive.sentence()
     controls: dict[str, Evaluation] = {}
     spent = time.perf_counter() - began
     if control is None:
@@ -82,7 +87,8 @@ def run_demo(
     return summary
 
 
-def _clear(out: Path) -> None:
+def clear_demo(out: Path) -> None:
+    """Remove an earlier demo; a `UserError` if the folder holds something else."""
     if not out.exists():
         return
     demo = (out / "summary.json").exists() or (out / "config.json").exists()
@@ -91,7 +97,7 @@ def _clear(out: Path) -> None:
     shutil.rmtree(out)
 
 
-def _has_fast_bfloat16() -> bool:
+def has_fast_bfloat16() -> bool:
     """Tell whether bfloat16 is computed by the processor itself rather than imitated."""
     return torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
@@ -112,24 +118,6 @@ def _train_and_measure(config: TrainConfig, test: Any) -> tuple[dict[str, Any], 
     return summary | {"seconds": round(trained, 1)}, evaluation
 
 
-@torch.inference_mode()
-def accuracy_with_other_maps(model: AttentionBranchNetwork, images: ImageSet) -> dict[str, float]:
-    """Return a network's accuracy when other maps stand in the place of its own: does the map drive the answer?
-
-    `another_image`: the map of the image before; `inverted`: 1 - M; `mean`: M's mean at every position. (N, 3, H, W)
-    images of one single-label set.
-    """
-    loader = make_loader(images, model.preprocessing, 250, train=False, workers=0)
-    right: dict[str, float] = dict.fromkeys(("another_image", "inverted", "mean"), 0.0)
-    for batch in loader:
-        own, _ = model.attend(batch["images"])
-        others = (own.roll(1, 0), 1 - own, own.mean((2, 3), keepdim=True).expand_as(own))
-        for name, other in zip(right, others, strict=True):
-            logits = model(batch["images"], attention=other, attention_logits=False).logits
-            right[name] += (logits.argmax(1) == batch["targets"]).sum().item()
-    return {name: count / len(images) for name, count in right.items()}
-
-
 def _explain_some(out: Path, test: Any) -> None:
     """Write the first test images as files and explain them as a user's own would be."""
     folder = out / "images"
@@ -141,14 +129,15 @@ def _explain_some(out: Path, test: Any) -> None:
 
 
 def _replaced_table(summary: dict[str, Any]) -> TableBlock:
-    accuracies = {"the network's own map": summary["accuracy"]}
-    accuracies |= {_REPLACED[name]: accuracy for name, accuracy in summary["replaced"].items()}
+    rows = [("the network's own map", summary["accuracy"], None)]
+    intervals = summary["replaced_interval"]
+    rows += [(REPLACED[name], accuracy, intervals[name]) for name, accuracy in summary["replaced"].items()]
     return TableBlock(
         "What if it had looked elsewhere?",
         ("map", "accuracy", ""),
-        [[name, f"{100 * accuracy:.1f} %", Bar(accuracy)] for name, accuracy in accuracies.items()],
-        text="The same weights, the same images, another map in the place of the network's own. Where the accuracy "
-        "falls, the map has a part in the answer.",
+        [[name, f"{100 * accuracy:.1f} %", Bar(accuracy, interval)] for name, accuracy, interval in rows],
+        text="The same weights, the same images, another map in the place of the network's own. "
+        + summary["map_drive"],
         strong=frozenset({0}),
     )
 
@@ -162,10 +151,11 @@ def _print(console: Console, out: Path, summary: dict[str, Any], count: int) -> 
         cells = (found["accuracy"], found["attention_accuracy"], found["pointing"])
         table.add_row(named, *(f"{100 * cell:.1f} %" for cell in cells))
         for name, accuracy in found.get("replaced", {}).items():
-            table.add_row(f"  with {_REPLACED[name]}", f"{100 * accuracy:.1f} %", "", "")
+            table.add_row(f"  with {REPLACED[name]}", f"{100 * accuracy:.1f} %", "", "")
     table.add_row("centred Gaussian", "", "", f"{100 * summary['pointing_center']:.1f} %")
     table.add_row("random map", "", "", f"{100 * summary['pointing_random']:.1f} %")
     console.print(table)
+    console.print(summary["map_drive"], soft_wrap=True)
     console.print(
         "map on the digit: share of images whose map has its maximum within 15/224 of the side of the digit's pixels"
     )

@@ -1,7 +1,23 @@
-"""How right a network is, how well it knows that, and where its map points."""
+"""How right a network is, how well it knows that, where its map points, and what it may be led astray by."""
 
 from attention_branch.evaluation.evaluate import evaluate
 from attention_branch.evaluation.evaluation import Evaluation, HeadEvaluation, Predictions
+from attention_branch.evaluation.layer_scan import LayerScore, scan_layers
 from attention_branch.evaluation.run import evaluate_run
+from attention_branch.evaluation.second_look import SecondLook, second_look
+from attention_branch.evaluation.shortcut_finding import ShortcutSearch
+from attention_branch.evaluation.shortcuts import find_shortcut
 
-__all__ = ["Evaluation", "HeadEvaluation", "Predictions", "evaluate", "evaluate_run"]
+__all__ = [
+    "Evaluation",
+    "HeadEvaluation",
+    "LayerScore",
+    "Predictions",
+    "SecondLook",
+    "ShortcutSearch",
+    "evaluate",
+    "evaluate_run",
+    "find_shortcut",
+    "scan_layers",
+    "second_look",
+]

@@ -14,7 +14,7 @@ from attention_branch.errors import UserError
 from attention_branch.evaluation.classes import SINGLE, match_classes, rename_targets
 from attention_branch.evaluation.evaluation import Evaluation, HeadEvaluation, Predictions
 from attention_branch.explanations.controls import center_maps, random_maps
-from attention_branch.explanations.explanation import evaluating
+from attention_branch.explanations.outputs import evaluating
 from attention_branch.explanations.targets import head_class_names
 from attention_branch.metrics.collapse import collapse_alarm
 from attention_branch.metrics.pointing import TOLERANCE, PointingGame
@@ -130,9 +130,9 @@ class _Collected:
         masks = torch.stack([torch.as_tensor(regions[position]) for position in known])
         for task in range(attention.shape[1]):
             name = "attention" if attention.shape[1] == 1 else f"attention: {heads[task]}"
-            self._game(name).update(attention[known, task].float().cpu(), masks)
-        self._game("center").update(center_maps(len(known), size[0], size[1]), masks)
-        self._game("random").update(noise[known], masks)
+            self._game(name).update(None, None, attention[known, task].float().cpu(), regions=masks)
+        self._game("center").update(None, None, center_maps(len(known), size[0], size[1]), regions=masks)
+        self._game("random").update(None, None, noise[known], regions=masks)
 
     def _game(self, name: str) -> PointingGame:
         return self._games.setdefault(name, PointingGame(self._tolerance, seed=self._seed))

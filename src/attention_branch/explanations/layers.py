@@ -152,9 +152,13 @@ def grid_layers(model: nn.Module, images: Tensor, *, all_layers: bool = False) -
     finally:
         for handle in handles:
             handle.remove()
-    # The outermost of several modules with one output ends last and names it best.
-    last = {identity: name for name, _, identity in found}
-    return [(name, size) for name, size, identity in found if last[identity] == name]
+    # Of several modules with one output, the outermost that made it names it best; an nn.Identity only passes it on.
+    names: dict[int, str] = {}
+    for name, _, identity in found:
+        made = names.setdefault(identity, name)
+        if made.startswith(f"{name}."):
+            names[identity] = name
+    return [(name, size) for name, size, identity in found if names[identity] == name]
 
 
 def _is_block(model: nn.Module, name: str) -> bool:

@@ -1,7 +1,49 @@
 """Numbers for maps: each with its n, its interval and the protocol it was measured by."""
 
 from attention_branch.metrics.collapse import collapse_alarm
-from attention_branch.metrics.pointing import PointingGame, box_masks
-from attention_branch.metrics.statistics import MetricResult
+from attention_branch.metrics.drive import MapDrive, map_drive
+from attention_branch.metrics.drive_result import MapDriveResult
+from attention_branch.metrics.faithfulness import Deletion, Insertion, InsertionMinusDeletion
+from attention_branch.metrics.grid import GridPointingGame, Mosaics, grid_mosaics
+from attention_branch.metrics.localisation import BoxIoU, EnergyPointingGame
+from attention_branch.metrics.masking import ADCC, AverageDrop, AverageGain, IncreaseInConfidence
+from attention_branch.metrics.metric import Metric
+from attention_branch.metrics.pointing import PointingGame
+from attention_branch.metrics.regions import box_masks
+from attention_branch.metrics.road import Road
+from attention_branch.metrics.sanity import Randomization, branch_randomization, cascading_randomization
+from attention_branch.metrics.shape import Entropy, GiniSparsity
+from attention_branch.metrics.stability import MaxSensitivity
+from attention_branch.metrics.statistics import MetricResult, PairedDifference, paired_difference
 
-__all__ = ["MetricResult", "PointingGame", "box_masks", "collapse_alarm"]
+__all__ = [
+    "ADCC",
+    "AverageDrop",
+    "AverageGain",
+    "BoxIoU",
+    "Deletion",
+    "EnergyPointingGame",
+    "Entropy",
+    "GiniSparsity",
+    "GridPointingGame",
+    "IncreaseInConfidence",
+    "Insertion",
+    "InsertionMinusDeletion",
+    "MapDrive",
+    "MapDriveResult",
+    "MaxSensitivity",
+    "Metric",
+    "MetricResult",
+    "Mosaics",
+    "PairedDifference",
+    "PointingGame",
+    "Randomization",
+    "Road",
+    "box_masks",
+    "branch_randomization",
+    "cascading_randomization",
+    "collapse_alarm",
+    "grid_mosaics",
+    "map_drive",
+    "paired_difference",
+]

@@ -1,12 +1,15 @@
-"""How sure a mean is: what every metric hands back beside its number."""
+"""How sure a mean is, and how sure a difference: what every metric hands back beside its number."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from scipy import stats
 from torch import Tensor
+
+from attention_branch.errors import UserError
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -16,8 +19,10 @@ CONFIDENCE = 0.95
 class MetricResult:
     """A metric's mean over n images with its 95 % interval, the value of each image, and how it was measured.
 
-    `values` (n,) float64 in the order of the updates, images left out not among them; `interval` is None when n < 2,
-    `mean` is NaN when n is 0; `protocol` names everything two numbers must share to be compared.
+    `values` (N,) float64 in the order of the updates, NaN for an image that was left out (why is in `counts`), so that
+    results of the same images can be compared image by image; n of them are numbers. `interval` is None when n < 2,
+    `mean` is NaN when n is 0; `protocol` names everything two numbers must share to be compared. `details` holds what
+    a metric has beside its number, such as curves.
     """
 
     mean: float
@@ -26,6 +31,7 @@ class MetricResult:
     values: Tensor
     protocol: dict[str, Any]
     counts: dict[str, int] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return mean, interval, n, counts and protocol as plain values for a JSON file; NaN becomes None."""
@@ -38,15 +44,72 @@ class MetricResult:
         }
 
 
-def bootstrap_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float] | None:
-    """Return the 95 % interval of the mean: percentiles of 2,000 bootstrap resamples; None below two values."""
+@dataclass(frozen=True)
+class PairedDifference:
+    """The difference of two metrics on the same n images: a - b, image by image.
+
+    `interval` is its 95 % bootstrap interval, `p_value` that of Wilcoxon's signed-rank test (two-sided; zero
+    differences ranked and then dropped, Pratt), None where n < 2 or no image differs. `higher`, `lower` and `equal`
+    count images.
+    """
+
+    mean: float
+    interval: tuple[float, float] | None
+    n: int
+    p_value: float | None
+    higher: int
+    lower: int
+    equal: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all as plain values for a JSON file; NaN becomes None."""
+        values = dict(vars(self))
+        values["mean"] = None if math.isnan(self.mean) else self.mean
+        values["interval"] = list(self.interval) if self.interval is not None else None
+        return values
+
+
+def paired_difference(first: MetricResult, second: MetricResult, seed: int = 0) -> PairedDifference:
+    """Compare two results of the same images: mean of first - second with its interval, Wilcoxon's test and counts.
+
+    Images that either left out are left out. Raises `UserError` when the two are not of the same images.
+    """
+    hashes = [result.protocol.get("images_sha256") for result in (first, second)]
+    if len(first.values) != len(second.values) or (all(hashes) and hashes[0] != hashes[1]):
+        raise UserError("The results are not of the same images in the same order, so they have no paired difference.")
+    difference = (first.values - second.values).numpy()
+    difference = difference[~np.isnan(difference)]
+    p_value = None
+    if len(difference) > 1 and np.any(difference != 0):
+        p_value = float(stats.wilcoxon(difference, zero_method="pratt").pvalue)
+    return PairedDifference(
+        mean=float(difference.mean()) if len(difference) else float("nan"),
+        interval=bootstrap_interval(difference, seed),
+        n=len(difference),
+        p_value=p_value,
+        higher=int((difference > 0).sum()),
+        lower=int((difference < 0).sum()),
+        equal=int((difference == 0).sum()),
+    )
+
+
+def bootstrap_interval(
+    values: np.ndarray, seed: int = 0, statistic: Callable[..., Any] = np.mean
+) -> tuple[float, float] | None:
+    """Return the 95 % interval of a statistic: percentiles of 2,000 bootstrap resamples; None below two values.
+
+    `values` are (n,), or (n, k) with a `statistic(column, ..., axis=-1)` of its k columns, resampled together.
+    """
+    values = np.asarray(values, dtype=np.float64)
     if len(values) < 2:
         return None
     result = stats.bootstrap(
-        (np.asarray(values, dtype=np.float64),),
-        np.mean,
+        tuple(values.T) if values.ndim == 2 else (values,),
+        statistic,
         n_resamples=RESAMPLES,
-        batch=max(1, 2_000_000 // len(values)),
+        batch=max(1, 2_000_000 // values.size),
+        paired=values.ndim == 2,
+        vectorized=True,
         confidence_level=CONFIDENCE,
         method="percentile",
         rng=np.random.default_rng(seed),

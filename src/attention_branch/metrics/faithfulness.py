@@ -1,0 +1,292 @@
+"""Deletion and insertion: how the class's probability falls and rises as pixels go or come in the map's order.
+
+Petsiuk et al., "RISE", BMVC 2018, arXiv:1806.07421.
+"""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from attention_branch.errors import UserError, did_you_mean
+from attention_branch.explanations.outputs import predict, probabilities
+from attention_branch.explanations.targets import Target, head_logits
+from attention_branch.metrics.masking import constant
+from attention_branch.metrics.metric import Metric, Regions, Scorer
+from attention_branch.metrics.substrates import SCORE, SUBSTRATES, UNIFORM, checked_substrate, substrate
+
+PROTOCOLS = {"rise": 28, "rise-fine": 224, "fast": 50}
+"""Steps of each protocol: at 224x224, "rise" moves 8 rows' worth of pixels a step (the authors' evaluation of data
+sets), "rise-fine" one (their figures)."""
+
+ORDER = "map descending, stable: equal values in row order"
+
+
+class _Curves(Metric):
+    """What deletion, insertion and their difference share; `_kinds` are the curves that are followed."""
+
+    _kinds: ClassVar[tuple[str, ...]]
+
+    def __init__(
+        self,
+        protocol: str = "rise",
+        *,
+        steps: int | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        batch_size: int = 64,
+        seed: int = 0,
+    ) -> None:
+        if protocol not in PROTOCOLS:
+            known = ", ".join(PROTOCOLS)
+            raise UserError(f"Unknown protocol '{protocol}'.{did_you_mean(str(protocol), PROTOCOLS)} Known: {known}.")
+        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
+            raise UserError(f"steps is {steps}; give the number of steps from the image to its substrate, 1 or more.")
+        self.preset = protocol if steps is None else "own"
+        self.steps = PROTOCOLS[protocol] if steps is None else steps
+        self.mean, self.std = mean, std
+        super().__init__(batch_size=batch_size, seed=seed)
+
+    def reset(self) -> None:
+        """Forget all images."""
+        super().reset()
+        self._counts = {"constant": 0, "not_finite": 0}
+        self._curves: dict[str, list[Tensor]] = {kind: [] for kind in self._kinds}
+
+    def _state(self) -> dict[str, Any]:
+        return {**super()._state(), "curves": {kind: list(parts) for kind, parts in self._curves.items()}}
+
+    def _add(self, state: dict[str, Any]) -> None:
+        super()._add(state)
+        for kind, parts in state["curves"].items():
+            self._curves[kind] += parts
+
+    def _follow(
+        self, model: nn.Module | None, images: Tensor | None, maps: Tensor, target: Target, baselines: dict[str, str]
+    ) -> dict[str, Tensor]:
+        """Return the area under each image's curve, (N,) float64, by kind; keeps the curves and counts odd maps."""
+        scorer = Scorer(model, images, target, self.batch_size)
+        assert images is not None  # or the scorer would have refused
+        counts = pixel_counts(maps.shape[-2] * maps.shape[-1], self.steps)
+        curves = follow_curves(scorer, images, maps, counts, baselines, self.mean, self.std)
+        self._count("constant", int(constant(maps).sum()))
+        share = torch.tensor(counts, dtype=torch.float64) / counts[-1]
+        areas = {}
+        for kind, curve in curves.items():
+            self._curves[kind].append(curve)
+            areas[kind] = torch.trapezoid(curve, share, dim=1)
+        self._count("not_finite", int(torch.stack([area.isnan() for area in areas.values()]).any(0).sum()))
+        return areas
+
+    def _curve_details(self, kind: str) -> dict[str, Any]:
+        parts = self._curves[kind]
+        curves = torch.cat(parts) if parts else torch.zeros(0, self.steps + 1, dtype=torch.float64)
+        whole = curves[~curves.isnan().any(1)]
+        share = [step / self.steps for step in range(self.steps + 1)]
+        return {"curve": {"share": share, "score": whole.mean(0).tolist() if len(whole) else []}, "curves": curves}
+
+    def _curve_protocol(self) -> dict[str, Any]:
+        return {
+            "protocol": self.preset,
+            "steps": self.steps,
+            "pixels": f"height x width / {self.steps} a step, their sum rounded; the last step reaches all",
+            "order": ORDER,
+            "score": SCORE,
+            "area": "trapezoid over the share of pixels, 0 to 1",
+        }
+
+
+class Deletion(_Curves):
+    """Area under the probability as the map's highest pixels are taken away step by step; lower is better.
+
+    `protocol` is "rise" (28 steps, the published evaluation), "rise-fine" (224) or "fast" (50), or give the number of
+    `steps`. `baseline` is what takes a pixel's place: "zero" (in normalised space, as published), "black", "mean" or
+    "blur"; black needs `mean` and `std` or a model that knows its preprocessing. `batch_size` images go through the
+    model at once, those of all steps and images in one queue. `details` holds the mean `curve`, its `share` of pixels
+    and its `score`, steps + 1 of each, and the `curves` (N, steps + 1). A map without spread takes pixels in row order
+    and is counted under `constant`; an image with a score that is no number is left out and counted under `not_finite`.
+    Raises `UserError` for another option and for more steps than pixels. (Petsiuk et al., BMVC 2018.)
+    """
+
+    name: ClassVar[str] = "deletion"
+    higher_is_better: ClassVar[bool | None] = False
+    _kinds: ClassVar[tuple[str, ...]] = ("deletion",)
+
+    def __init__(self, protocol: str = "rise", *, baseline: str = "zero", **options: Any) -> None:
+        self.baseline = checked_substrate(baseline, "baseline")
+        super().__init__(protocol, **options)
+
+    def _measure(
+        self, model: nn.Module | None, images: Tensor | None, maps: Tensor, target: Target, regions: Regions | None
+    ) -> Tensor:
+        return self._follow(model, images, maps, target, {self.name: self.baseline})[self.name]
+
+    def protocol(self) -> dict[str, Any]:
+        """Return the protocol: steps, order, baseline, score and area."""
+        return self._curve_protocol() | {"baseline": SUBSTRATES[self.baseline]}
+
+    def _details(self) -> dict[str, Any]:
+        return self._curve_details(self.name)
+
+
+class Insertion(Deletion):
+    """Area under the probability as the map's highest pixels come into the baseline step by step; higher is better.
+
+    It begins with the blurred image, as published, unless `baseline` says otherwise; all else is as in `Deletion`.
+    """
+
+    name: ClassVar[str] = "insertion"
+    higher_is_better: ClassVar[bool | None] = True
+    _kinds: ClassVar[tuple[str, ...]] = ("insertion",)
+
+    def __init__(self, protocol: str = "rise", *, baseline: str = "blur", **options: Any) -> None:
+        super().__init__(protocol, baseline=baseline, **options)
+
+
+class InsertionMinusDeletion(_Curves):
+    """Insertion less deletion of the same image; higher is better.
+
+    The clean image is scored once for both, and so is a baseline that both have. `parts` hands out the two metrics
+    themselves at no further cost. `details` holds what theirs do, under "insertion" and "deletion". Options as in
+    `Deletion`, with a baseline for each.
+    """
+
+    name: ClassVar[str] = "insertion - deletion"
+    higher_is_better: ClassVar[bool | None] = True
+    _kinds: ClassVar[tuple[str, ...]] = ("insertion", "deletion")
+
+    def __init__(
+        self,
+        protocol: str = "rise",
+        *,
+        deletion_baseline: str = "zero",
+        insertion_baseline: str = "blur",
+        **options: Any,
+    ) -> None:
+        self.baselines = {
+            "insertion": checked_substrate(insertion_baseline, "insertion_baseline"),
+            "deletion": checked_substrate(deletion_baseline, "deletion_baseline"),
+        }
+        super().__init__(protocol, **options)
+
+    def parts(self) -> tuple[Deletion, Insertion]:
+        """Return the deletion and the insertion that were measured, as metrics of their own."""
+        options = {
+            "steps": None if self.preset in PROTOCOLS else self.steps,
+            "mean": self.mean,
+            "std": self.std,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+        }
+        preset = self.preset if self.preset in PROTOCOLS else "rise"
+        deletion = Deletion(preset, baseline=self.baselines["deletion"], **options)
+        insertion = Insertion(preset, baseline=self.baselines["insertion"], **options)
+        for part in (deletion, insertion):
+            column = 1 + self._kinds.index(part.name)
+            values = [values[:, column] for values in self._values]
+            part._add({**self._state(), "values": values, "curves": {part.name: self._curves[part.name]}})
+        return deletion, insertion
+
+    def _measure(
+        self, model: nn.Module | None, images: Tensor | None, maps: Tensor, target: Target, regions: Regions | None
+    ) -> Tensor:
+        areas = self._follow(model, images, maps, target, self.baselines)
+        return torch.stack([areas["insertion"] - areas["deletion"], areas["insertion"], areas["deletion"]], 1)
+
+    def _mean(self, values: np.ndarray) -> float:
+        return super()._mean(values[:, 0])
+
+    def _interval(self, values: np.ndarray) -> tuple[float, float] | None:
+        return super()._interval(values[:, 0]) if len(values) else None
+
+    def protocol(self) -> dict[str, Any]:
+        """Return the protocol: steps, order, both baselines, score and area."""
+        named = {f"{kind}_baseline": SUBSTRATES[name] for kind, name in self.baselines.items()}
+        return self._curve_protocol() | named
+
+    def _details(self) -> dict[str, Any]:
+        return {kind: self._curve_details(kind) for kind in self._kinds}
+
+
+def pixel_counts(pixels: int, steps: int) -> list[int]:
+    """Return how many pixels have changed after 0, 1, ... `steps` steps: equal shares, rounded, ending at all of them.
+
+    Raises `UserError` for more steps than pixels.
+    """
+    if steps > pixels:
+        raise UserError(f"{steps} steps are more than the images have pixels, {pixels}; give fewer steps.")
+    return [(2 * step * pixels + steps) // (2 * steps) for step in range(steps + 1)]
+
+
+def ranks(maps: Tensor) -> Tensor:
+    """Return each pixel's place (N, H, W) int64 in the map's descending order, equal values in row order."""
+    flat = maps.flatten(1)
+    order = flat.argsort(dim=1, descending=True, stable=True)
+    places = torch.arange(flat.shape[1], device=maps.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, places).view(maps.shape)
+
+
+def follow_curves(
+    scorer: Scorer,
+    images: Tensor,
+    maps: Tensor,
+    counts: Sequence[int],
+    baselines: dict[str, str],
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> dict[str, Tensor]:
+    """Return the class's probability (N, len(counts)) float64 after `counts` pixels, for "deletion" and "insertion".
+
+    `baselines` names each curve's substrate. Both ends are scores that are known or shared; what lies between goes
+    through the model in one queue over curves, images and steps, so that only the last batch is not full.
+    """
+    place = ranks(maps)
+    shown = {name: substrate(name, images, scorer.model, mean, std) for name in dict.fromkeys(baselines.values())}
+    bare = {name: _substrate_scores(scorer, name, pixels) for name, pixels in shown.items()}
+    queue: list[tuple[Tensor, Tensor, Tensor]] = []
+    for kind, name in baselines.items():
+        first, last = (images, shown[name]) if kind == "deletion" else (shown[name], images)
+        queue += zip(first, last, place, strict=True)
+    between = _scores_between(scorer, queue, scorer.classes.repeat(len(baselines)), counts[1:-1])
+    curves = {}
+    parts = between.unflatten(0, (len(baselines), len(images)))
+    for (kind, name), inner in zip(baselines.items(), parts, strict=True):
+        ends = (scorer.clean_scores, bare[name]) if kind == "deletion" else (bare[name], scorer.clean_scores)
+        curves[kind] = torch.cat([ends[0][:, None], inner, ends[1][:, None]], 1).cpu().double()
+    return curves
+
+
+def _substrate_scores(scorer: Scorer, name: str, pixels: Tensor) -> Tensor:
+    """Return the probability (N,) of each image's class on its substrate; one pass where that is the same for all."""
+    if name not in UNIFORM or not len(pixels):
+        return scorer(pixels, scorer.classes)
+    answered = probabilities(head_logits(predict(scorer.model, pixels[:1]), scorer.head))
+    return answered[0, scorer.classes]
+
+
+def _scores_between(
+    scorer: Scorer, queue: list[tuple[Tensor, Tensor, Tensor]], classes: Tensor, counts: Sequence[int]
+) -> Tensor:
+    """Return the scores (Q, len(counts)) of Q entries (first, last, place): last where place < count, for a class each.
+
+    first and last are (C, H, W), place (H, W), classes (Q,).
+    """
+    steps = len(counts)
+    if not steps or not queue:
+        return scorer.clean.new_zeros(len(queue), 0)
+    limits = torch.tensor(counts, device=classes.device)[:, None, None, None]
+    scores = []
+    for begin in range(0, len(queue) * steps, scorer.batch_size):
+        end = min(begin + scorer.batch_size, len(queue) * steps)
+        batch = queue[0][0].new_empty(end - begin, *queue[0][0].shape)
+        rows: list[int] = []
+        while begin + len(rows) < end:
+            row, step = divmod(begin + len(rows), steps)
+            taken = min(steps - step, end - begin - len(rows))
+            first, last, place = queue[row]
+            torch.where(place < limits[step : step + taken], last, first, out=batch[len(rows) : len(rows) + taken])
+            rows += [row] * taken
+        scores.append(scorer(batch, classes[torch.tensor(rows, device=classes.device)]))
+    return torch.cat(scores).view(len(queue), steps)
