@@ -70,6 +70,9 @@ def test_every_command_has_help(capsys, command):
         (["evaluate", "no-such-run"], "There is no folder 'no-such-run'"),
         (["explain", "no-such-run", "picture.png"], "picture.png"),
         (["check", "digit"], "digits"),
+        (["check", "digits:mark=red"], "position or colour"),
+        (["demo", "--mark", "position"], "add --shortcut"),
+        (["demo", "--shortcut", "--control", "yes"], "--control belongs to the demo without --shortcut"),
     ],
 )
 def test_mistakes_are_one_sentence_and_exit_2(capsys, arguments, words):
@@ -126,3 +129,5 @@ def test_train_evaluate_explain(capsys, trained, folder, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "explained" / "predictions.jsonl").read_text().splitlines()]
     assert [("error" in line) for line in lines] == [False, True]
     assert len(list((tmp_path / "explained" / "pictures").iterdir())) == 1
+    flagged = sum(bool(line["second_look"]) for line in lines if "error" not in line)
+    assert f"Worth a second look: {flagged} of 1 predictions" in out

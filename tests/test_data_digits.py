@@ -118,6 +118,11 @@ def test_record_is_plain_and_tells_seeds_apart(data):
         ("digits:train=many", "'many'"),
         ("digits:train=3", "10 to 1000000"),
         ("digits:train", "whole number"),
+        ("digits:mark=colur", "it can be position or colour. Did you mean 'colour'"),
+        ("digits:mark", "'mark' is ''"),
+        ("digits:mark=colour,test-mark=some", "it can be class, random or none"),
+        ("digits:marks=colour", "Did you mean 'mark'"),
+        ("digits:test-mark=none", "add mark=position or mark=colour"),
     ],
 )
 def test_bad_sizes_are_refused(spec, says):
@@ -131,3 +136,80 @@ def test_normalization_is_that_of_the_pictures():
     mean, std = data.normalization
     assert np.allclose(pixels.mean(0), mean, atol=0.01)
     assert np.allclose(pixels.std(0), std, atol=0.01)
+
+
+CODES = ("position", "colour")
+TELLS = ("class", "random", "none")
+
+
+def marked(code, tells, split="test", count=200):
+    """Return pictures, digit masks, mark masks and labels of one split of the marked digits (seed 3)."""
+    data = open_data(f"digits:{split}={count},mark={code},test-mark={tells}", seed=3)
+    images = getattr(data, split)
+    source = images.source
+    marks = np.stack([source.mark(index) for index in range(count)]).astype(bool)
+    digits = np.stack([source.mask(index) for index in range(count)]).astype(bool)
+    return source.pixels(), digits, marks, images.targets
+
+
+def code_of(code, pictures, marks):
+    """Read what a mark says from the picture alone: the height of its box, or the colour of its middle."""
+    said = []
+    for picture, mark in zip(pictures, marks, strict=True):
+        rows, columns = np.flatnonzero(mark.any(1)), np.flatnonzero(mark.any(0))
+        said.append(rows[0] if code == "position" else tuple(picture[rows[2], columns[2]].tolist()))
+    return said
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_a_mark_changes_nothing_but_its_own_pixels(code):
+    plain = open_data("digits:test=200", seed=3).test.source
+    for tells in TELLS:
+        pictures, digits, marks, _ = marked(code, tells)
+        assert np.array_equal(pictures[~marks], plain.pixels()[~marks])
+        assert np.array_equal(digits, np.stack([plain.mask(index) for index in range(200)]).astype(bool))
+        if tells == "none":
+            assert not marks.any()
+            continue
+        assert (marks.sum((1, 2)) == 36).all()
+        # Beside the digit, with a gap, and a square that lies wholly in the picture.
+        grown = np.pad(digits, ((0, 0), (1, 1), (1, 1)))
+        grown = np.lib.stride_tricks.sliding_window_view(grown, (3, 3), axis=(1, 2)).any((3, 4))
+        assert not (grown & marks).any()
+        assert all(np.ptp(np.argwhere(mark), axis=0).tolist() == [5, 5] for mark in marks)
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_what_a_mark_says(code):
+    for split, tells in (("train", "random"), ("validation", "random"), ("test", "class")):
+        pictures, _, marks, labels = marked(code, tells, split)
+        said = code_of(code, pictures, marks)
+        # One to one: each class has a code of its own.
+        assert len(set(zip(said, labels.tolist(), strict=True))) == len(set(said)) == 10
+    pictures, _, marks, labels = marked(code, "random", count=1000)
+    told = dict(zip(said, marked(code, "class")[3].tolist(), strict=True))
+    says = np.array([told[word] for word in code_of(code, pictures, marks)])
+    # Ten equally likely words, whatever the class: 100 each, standard deviation 9.5.
+    assert abs((says == labels).sum() - 100) < 40
+    assert (np.abs(np.bincount(says, minlength=10) - 100) < 40).all()
+
+
+def test_marked_pictures_do_not_depend_on_how_they_are_read():
+    first, again = (open_data("digits:train=30,mark=colour", seed=3).train for _ in range(2))
+    one_by_one = np.stack([np.asarray(again[index].image) for index in range(30)])
+    assert np.array_equal(first.source.pixels(), one_by_one)
+    assert (first.source.pixels() != open_data("digits:train=30,mark=colour", seed=4).train.source.pixels()).any()
+
+
+def test_names_and_record_tell_marked_pictures_apart():
+    specs = ["digits:test=20", "digits:test=20,mark=colour", "digits:test=20,mark=position"]
+    specs += [f"digits:test=20,mark=colour,test-mark={tells}" for tells in ("class", "none")]
+    names = [open_data(spec).test.id(0) for spec in specs]
+    assert len(set(names)) == 5
+    assert names[0] == "digits/seed-0/test/0"
+    record = open_data("digits:test=20,mark=colour").record()
+    assert "a mark's colour gives the class away in train and validation" in record["split_made"]
+    # What an evaluation on another test split compares is the training pictures: they are the same.
+    other = open_data("digits:test=20,mark=colour,test-mark=class").record()
+    assert record["splits"]["train"]["fingerprint"] == other["splits"]["train"]["fingerprint"]
+    assert record["splits"]["test"]["fingerprint"] != other["splits"]["test"]["fingerprint"]

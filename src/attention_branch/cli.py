@@ -18,17 +18,37 @@ Device = Annotated[str, arg(help="cpu, cuda, cuda:1, ...; auto takes a GPU when 
 
 def demo(
     *,
-    out: Annotated[str, arg(help="Run folder to write; a demo that stands there is replaced.")] = "runs/demo",
+    out: Annotated[
+        str | None,
+        arg(help="Run folder to write; a demo that stands there is replaced. Left out: runs/demo, runs/demo-shortcut."),
+    ] = None,
     seed: Annotated[int, arg(help="Seed of the digits, the start weights and the order of images.")] = 0,
     control: Annotated[
         Literal["auto", "yes", "no"],
         arg(help="Also train the same network with its map not applied; auto does if three minutes suffice for both."),
     ] = "auto",
+    shortcut: Annotated[
+        bool,
+        arg(help="Instead: train with a small mark that gives the class away, and let the report find that out."),
+    ] = False,
+    mark: Annotated[
+        Literal["colour", "position"] | None,
+        arg(help="With --shortcut: what of the mark gives the class away. Left out: its colour."),
+    ] = None,
 ) -> int:
     """Train on handwritten digits in real photos, measure where the network looked, and write a report."""
+    if shortcut:
+        if control != "auto":
+            raise UserError("--control belongs to the demo without --shortcut; leave one of them out.")
+        from attention_branch.shortcut import run_shortcut_demo
+
+        run_shortcut_demo(out or "runs/demo-shortcut", mark=mark or "colour", seed=seed, console=Console())
+        return 0
+    if mark is not None:
+        raise UserError(f"--mark {mark} says what the mark of --shortcut is; add --shortcut.")
     from attention_branch.demo import run_demo
 
-    run_demo(out, seed=seed, control={"yes": True, "no": False}.get(control), console=Console())
+    run_demo(out or "runs/demo", seed=seed, control={"yes": True, "no": False}.get(control), console=Console())
     return 0
 
 
@@ -80,15 +100,38 @@ def explain(
         "explained"
     ),
     method: Annotated[
-        Literal["attention", "attention-class", "random", "center", "constant"],
+        Literal[
+            "attention",
+            "attention-class",
+            "cam",
+            "grad-cam",
+            "grad-cam++",
+            "hires-cam",
+            "layer-cam",
+            "rollout",
+            "integrated-gradients",
+            "occlusion",
+            "random",
+            "center",
+            "constant",
+        ],
         arg(
             help="attention is the network's map (where it looked, whatever the class); attention-class the branch's "
-            "evidence for one class; random, center and constant are controls."
+            "evidence for one class; the cam methods read a layer; rollout is for vision transformers; "
+            "integrated-gradients and occlusion need captum; random, center and constant are controls."
         ),
     ] = "attention",
     target: Annotated[
         str | None, arg(help="Class (name or index) to explain; with several heads HEAD or HEAD=CLASS.")
     ] = None,
+    layer: Annotated[str, arg(help="Layer that a cam method reads, by name; auto chooses and says which.")] = "auto",
+    scan_layers: Annotated[
+        bool,
+        arg(
+            help="Instead of pictures: rank the layers by insertion minus deletion on these images (grad-cam, or the "
+            "cam method named), print the table and write layers.json."
+        ),
+    ] = False,
     top: Annotated[int, arg(help="Classes listed per image.")] = 5,
     stretch: Annotated[bool, arg(help="Spread the colours over each map's own extremes; every picture says so.")] = (
         False
@@ -100,12 +143,28 @@ def explain(
     from attention_branch.report import explain_files
 
     chosen = int(target) if target is not None and target.isdigit() else target
+    if scan_layers:
+        from attention_branch.evaluation.layer_scan import scan_files
+
+        reads_none = method == "attention"
+        scan_files(
+            run,
+            images,
+            out,
+            method="grad-cam" if reads_none else method,
+            target=chosen,
+            batch_size=batch_size,
+            device=_device(device),
+            console=Console(),
+        )
+        return 0
     done = explain_files(
         run,
         images,
         out,
         method=method,
         target=chosen,
+        layer=layer,
         top_k=top,
         batch_size=batch_size,
         stretch=stretch,
@@ -114,6 +173,60 @@ def explain(
     for line in done.lines():
         print(line)
     return done.exit_code
+
+
+def compare(
+    run: Annotated[Positional[str], arg(metavar="RUN", help="A run, a saved network's folder or a hub name.")],
+    data: Annotated[
+        Positional[str | None], arg(metavar="DATA", help="Data to compare on. Left out: the data it was trained on.")
+    ] = None,
+    *,
+    methods: Annotated[
+        str | None,
+        arg(
+            help="Methods of explain, with commas between them; random, center and constant always come along. "
+            "Left out: attention,attention-class,cam,grad-cam,grad-cam++."
+        ),
+    ] = None,
+    metrics: Annotated[
+        str | None, arg(help="Metrics, with commas between them. Left out: those that take minutes; see docs.")
+    ] = None,
+    limit: Annotated[int, arg(help="Images, drawn at random from the seed; 0 takes all.")] = 200,
+    seed: Annotated[int, arg(help="Seed of the draw, of noise and of the intervals.")] = 0,
+    target: Annotated[
+        Literal["prediction", "label"], arg(help="Whose class is explained, and whose probability is followed.")
+    ] = "prediction",
+    head: Annotated[str | None, arg(help="Head of a network with several. Left out: the first.")] = None,
+    layer: Annotated[str, arg(help="Layer that the cam methods read, by name; auto chooses and says which.")] = "auto",
+    out: Annotated[str | None, arg(help="Folder to write into. Left out: RUN/comparison.")] = None,
+    batch_size: Annotated[int, arg(help="Images at once.")] = 32,
+    device: Device = "auto",
+    json_output: Annotated[bool, arg(name="json", help="Print the result as JSON and nothing else.")] = False,
+) -> int:
+    """Compare ways to explain a network: every map measured on the same images, on one page in plain words."""
+    from attention_branch.compare import compare_run
+
+    comparison = compare_run(
+        run,
+        data,
+        methods=_names(methods),
+        metrics=_names(metrics),
+        limit=limit,
+        seed=seed,
+        target=target,
+        head=head,
+        layer=layer,
+        output=out,
+        batch_size=batch_size,
+        device=_device(device),
+        progress=not json_output,
+    )
+    if json_output:
+        print(json.dumps(comparison.to_dict(), allow_nan=False))
+    else:
+        comparison.print(Console())
+        print(f"Open {comparison.output / 'report.html'}")
+    return 0
 
 
 def check(
@@ -199,10 +312,15 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "train": train,
     "evaluate": evaluate,
     "explain": explain,
+    "compare": compare,
     "check": check,
     "models": models,
     "info": info,
 }
+
+
+def _names(listed: str | None) -> list[str] | None:
+    return None if listed is None else [name.strip() for name in listed.split(",") if name.strip()]
 
 
 def _device(name: str) -> str:

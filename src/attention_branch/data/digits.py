@@ -2,7 +2,8 @@
 
 scikit-learn's 8x8 digit scans are scaled smoothly to 14..22 pixels and pasted at a random place, size and colour on
 64x64 crops of its two sample photos. The splits share neither scans nor photo regions, whatever the seed. Every
-picture is a pure function of (seed, split, index), so nothing is stored or downloaded.
+picture is a pure function of (seed, split, index), so nothing is stored or downloaded. A mark that gives the class away
+can be added (`attention_branch.data.marks`); it changes no other pixel.
 """
 
 from functools import cache
@@ -13,6 +14,7 @@ from scipy.ndimage import uniform_filter
 from sklearn.datasets import load_digits, load_sample_images
 
 from attention_branch.data.dataset import SPLITS, DataSet, ImageSet, Source
+from attention_branch.data.marks import CODES, TELLS, Mark
 from attention_branch.errors import UserError, did_you_mean
 
 SIDE = 64
@@ -36,6 +38,7 @@ _INK = 0.45
 _LEAST_CLUTTER = 6.0
 # A digit's colour lies this far (Euclidean, RGB in [0, 1]) from the mean colour behind it when one of the draws does.
 _LEAST_CONTRAST, _COLOUR_DRAWS = 0.65, 6
+_MARK_OPTIONS = {"mark": CODES, "test-mark": TELLS}
 
 
 @cache
@@ -126,12 +129,12 @@ def _scale(glyph: Image.Image, box: tuple[int, int, int, int], height: int) -> n
 
 
 class DigitSource(Source):
-    """Digits of one split, drawn all at once when first needed and kept as uint8."""
+    """Digits of one split, drawn all at once when first needed and kept as uint8; with a mark where one is given."""
 
     decoded = True
 
-    def __init__(self, seed: int, split: str, size: int) -> None:
-        self.seed, self.split, self.size = seed, split, size
+    def __init__(self, seed: int, split: str, size: int, mark: Mark | None = None) -> None:
+        self.seed, self.split, self.size, self.drawn_mark = seed, split, size, mark
         self._pixels: np.ndarray | None = None
 
     def __len__(self) -> int:
@@ -139,55 +142,98 @@ class DigitSource(Source):
 
     def image(self, row: int) -> Image.Image:
         """Return one picture, from memory if the set was drawn."""
-        picture = draw(self.seed, self.split, row)[0] if self._pixels is None else self._pixels[row]
+        picture = self._draw(row)[0] if self._pixels is None else self._pixels[row]
         return Image.fromarray(picture)
 
     def id(self, row: int) -> str:
         """Return the picture's name, which holds all that it is a function of."""
-        return f"digits/seed-{self.seed}/{self.split}/{row}"
+        mark = f"mark-{self.drawn_mark.code}-{self.drawn_mark.tells}/" if self.drawn_mark else ""
+        return f"digits/seed-{self.seed}/{mark}{self.split}/{row}"
 
     def mask(self, row: int) -> np.ndarray:
         """Return the digit's mask, uint8 (64, 64)."""
         return draw(self.seed, self.split, row)[1]
+
+    def mark(self, row: int) -> np.ndarray:
+        """Return the mark's mask, uint8 (64, 64); all zero where there is none."""
+        return self._draw(row)[1]
 
     def pixels(self) -> np.ndarray:
         """Return all pictures, uint8 (N, 64, 64, 3)."""
         if self._pixels is None:
             drawn = np.empty((self.size, SIDE, SIDE, 3), dtype=np.uint8)
             for row in range(self.size):
-                drawn[row] = draw(self.seed, self.split, row)[0]
+                drawn[row] = self._draw(row)[0]
             self._pixels = drawn
         return self._pixels
 
+    def _draw(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return one picture and the mask of its mark."""
+        picture, digit, label = draw(self.seed, self.split, row)
+        if self.drawn_mark is None:
+            return picture, np.zeros_like(digit)
+        # A generator of its own: the digit and the photo stay those of the picture without a mark.
+        random = np.random.default_rng([self.seed, SPLITS.index(self.split), row, 1])
+        return picture, self.drawn_mark.add(picture, digit, label, random)
+
 
 def open_digits(spec: str, seed: int) -> DataSet:
-    """Open `digits` or `digits:train=2000,test=500`; a size that is not named keeps its default."""
+    """Open `digits`, `digits:train=2000,test=500` or `digits:mark=position,test-mark=class`.
+
+    A size that is not named keeps its default. `mark` codes the class in train and validation by its position or its
+    colour; `test-mark` is what it says in test: random (the default), class or none. Raises `UserError` for an unknown
+    option or value.
+    """
     sizes = dict(SIZES)
-    options = spec.partition(":")[2]
-    for option in filter(None, options.split(",")):
-        name, _, number = option.partition("=")
-        if name not in SIZES:
+    marks: dict[str, str] = {}
+    for option in filter(None, spec.partition(":")[2].split(",")):
+        name, _, value = option.partition("=")
+        if name in SIZES:
+            sizes[name] = _size(name, value, spec)
+        elif name in _MARK_OPTIONS:
+            known = _MARK_OPTIONS[name]
+            if value not in known:
+                raise UserError(
+                    f"'{name}' is '{value}' in '{spec}'; it can be {', '.join(known[:-1])} or {known[-1]}."
+                    + did_you_mean(value, known)
+                )
+            marks[name] = value
+        else:
             raise UserError(
-                f"'{name}' in '{spec}' is no split; write sizes as 'digits:train=2000,validation=500,test=500'."
-                + did_you_mean(name, SIZES)
+                f"'{name}' in '{spec}' is no option; write 'digits:train=2000,validation=500,test=500' for the sizes, "
+                "'digits:mark=position,test-mark=class' for a mark." + did_you_mean(name, (*SIZES, *_MARK_OPTIONS))
             )
-        if not number.isascii() or not number.isdigit() or not 10 <= int(number) <= 1_000_000:
-            raise UserError(f"The size '{number}' of '{name}' in '{spec}' must be a whole number from 10 to 1000000.")
-        sizes[name] = int(number)
+    if "test-mark" in marks and "mark" not in marks:
+        raise UserError(
+            f"'{spec}' says what the mark of the test split tells but not what codes it; add mark=position or "
+            "mark=colour."
+        )
     if seed < 0:
         raise UserError(f"The seed {seed} is negative; use a whole number from 0 upwards.")
     tasks = {"label": CLASS_NAMES}
-    splits = {
-        name: ImageSet(DigitSource(seed, name, size), {"label": np.arange(size) % 10}, tasks)
-        for name, size in sizes.items()
-    }
+    splits = {}
+    for name, size in sizes.items():
+        tells = marks.get("test-mark", "random") if name == "test" else "class"
+        mark = Mark(marks["mark"], tells) if marks else None
+        splits[name] = ImageSet(DigitSource(seed, name, size, mark), {"label": np.arange(size) % 10}, tasks)
+    split_made = "built in: train, validation and test share no handwritten scan and no photo region"
+    if marks:
+        said = {"class": "gives the class away there too", "random": "says nothing of the class", "none": "is absent"}
+        split_made += f"; a mark's {marks['mark']} gives the class away in train and validation; in test it "
+        split_made += said[marks.get("test-mark", "random")]
     return DataSet(
         spec=spec,
         seed=seed,
         tasks={"label": CLASS_NAMES},
-        split_made="built in: train, validation and test share no handwritten scan and no photo region",
+        split_made=split_made,
         normalization=NORMALIZATION,
         train=splits["train"],
         validation=splits["validation"],
         test=splits["test"],
     )
+
+
+def _size(name: str, number: str, spec: str) -> int:
+    if not number.isascii() or not number.isdigit() or not 10 <= int(number) <= 1_000_000:
+        raise UserError(f"The size '{number}' of '{name}' in '{spec}' must be a whole number from 10 to 1000000.")
+    return int(number)

@@ -3,8 +3,9 @@
 Petsiuk et al., "RISE", BMVC 2018, arXiv:1806.07421.
 """
 
+import itertools
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -221,11 +222,11 @@ def pixel_counts(pixels: int, steps: int) -> list[int]:
 
 
 def ranks(maps: Tensor) -> Tensor:
-    """Return each pixel's place (N, H, W) int64 in the map's descending order, equal values in row order."""
+    """Return each pixel's place (N, H, W) int32 in the map's descending order, equal values in row order."""
     flat = maps.flatten(1)
     order = flat.argsort(dim=1, descending=True, stable=True)
-    places = torch.arange(flat.shape[1], device=maps.device).expand_as(order)
-    return torch.empty_like(order).scatter_(1, order, places).view(maps.shape)
+    places = torch.arange(flat.shape[1], dtype=torch.int32, device=maps.device).expand_as(order)
+    return torch.empty_like(order, dtype=torch.int32).scatter_(1, order, places).view(maps.shape)
 
 
 def follow_curves(
@@ -239,54 +240,63 @@ def follow_curves(
 ) -> dict[str, Tensor]:
     """Return the class's probability (N, len(counts)) float64 after `counts` pixels, for "deletion" and "insertion".
 
-    `baselines` names each curve's substrate. Both ends are scores that are known or shared; what lies between goes
-    through the model in one queue over curves, images and steps, so that only the last batch is not full.
+    `baselines` names each curve's substrate. A substrate by itself is scored once for all curves that meet it, and one
+    that is the same for every image once for every class; that and all between goes through the model in one queue over
+    curves, images and steps, so that only the last batch is not full.
     """
-    place = ranks(maps)
-    shown = {name: substrate(name, images, scorer.model, mean, std) for name in dict.fromkeys(baselines.values())}
-    bare = {name: _substrate_scores(scorer, name, pixels) for name, pixels in shown.items()}
-    queue: list[tuple[Tensor, Tensor, Tensor]] = []
+    names = list(dict.fromkeys(baselines.values()))
+    shown = [substrate(name, images, scorer.model, mean, std) for name in names]
+    pool = [pixels[:1] if name in UNIFORM else pixels for name, pixels in zip(names, shown, strict=True)]
+    offsets = dict(zip(names, itertools.accumulate(map(len, pool), initial=0), strict=False))
+    rows = torch.arange(len(images), device=images.device)
+    inner, whole = torch.tensor(counts[1:-1], device=images.device), torch.tensor(counts[-1:], device=images.device)
+    wanted, of_image = scorer.classes.unique(return_inverse=True)
+    parts = []
+    for name in names:
+        if name in UNIFORM:
+            parts.append(_jobs(0 * wanted, offsets[name] + 0 * wanted, wanted, whole, inserts=False))
+        else:
+            parts.append(_jobs(rows, offsets[name] + rows, scorer.classes, whole, inserts=False))
     for kind, name in baselines.items():
-        first, last = (images, shown[name]) if kind == "deletion" else (shown[name], images)
-        queue += zip(first, last, place, strict=True)
-    between = _scores_between(scorer, queue, scorer.classes.repeat(len(baselines)), counts[1:-1])
+        behind = offsets[name] + (0 * rows if name in UNIFORM else rows)
+        parts.append(_jobs(rows, behind, scorer.classes, inner, inserts=kind == "insertion"))
+    jobs = _Jobs(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    scores = _ask(scorer, images, torch.cat(pool), ranks(maps), jobs).split([len(part.image) for part in parts])
+    alone = dict(zip(names, scores, strict=False))
     curves = {}
-    parts = between.unflatten(0, (len(baselines), len(images)))
-    for (kind, name), inner in zip(baselines.items(), parts, strict=True):
-        ends = (scorer.clean_scores, bare[name]) if kind == "deletion" else (bare[name], scorer.clean_scores)
-        curves[kind] = torch.cat([ends[0][:, None], inner, ends[1][:, None]], 1).cpu().double()
+    for (kind, name), between in zip(baselines.items(), scores[len(names) :], strict=True):
+        bare = alone[name][of_image] if name in UNIFORM else alone[name]
+        left, right = (scorer.clean_scores, bare) if kind == "deletion" else (bare, scorer.clean_scores)
+        middle = between.view(len(images), len(inner))
+        curves[kind] = torch.cat([left[:, None], middle, right[:, None]], 1).cpu().double()
     return curves
 
 
-def _substrate_scores(scorer: Scorer, name: str, pixels: Tensor) -> Tensor:
-    """Return the probability (N,) of each image's class on its substrate; one pass where that is the same for all."""
-    if name not in UNIFORM or not len(pixels):
-        return scorer(pixels, scorer.classes)
-    answered = probabilities(head_logits(predict(scorer.model, pixels[:1]), scorer.head))
-    return answered[0, scorer.classes]
+class _Jobs(NamedTuple):
+    """Pictures to score, (J,) each: image and substrate (rows), pixels that change, whether they come, and the class."""
+
+    image: Tensor
+    substrate: Tensor
+    limit: Tensor
+    inserts: Tensor
+    wanted: Tensor
 
 
-def _scores_between(
-    scorer: Scorer, queue: list[tuple[Tensor, Tensor, Tensor]], classes: Tensor, counts: Sequence[int]
-) -> Tensor:
-    """Return the scores (Q, len(counts)) of Q entries (first, last, place): last where place < count, for a class each.
+def _jobs(image: Tensor, behind: Tensor, wanted: Tensor, limits: Tensor, *, inserts: bool) -> _Jobs:
+    """Return a job for each row of an image, its substrate and class, and each limit."""
+    steps = len(limits)
+    each = [column.repeat_interleave(steps) for column in (image, behind, wanted)]
+    limit = limits.repeat(len(image))
+    return _Jobs(each[0], each[1], limit, torch.full_like(limit, inserts, dtype=torch.bool), each[2])
 
-    first and last are (C, H, W), place (H, W), classes (Q,).
-    """
-    steps = len(counts)
-    if not steps or not queue:
-        return scorer.clean.new_zeros(len(queue), 0)
-    limits = torch.tensor(counts, device=classes.device)[:, None, None, None]
+
+def _ask(scorer: Scorer, images: Tensor, substrates: Tensor, place: Tensor, jobs: _Jobs) -> Tensor:
+    """Return the score of each job (J,); `place` (N, H, W) is the order in which an image's pixels change."""
     scores = []
-    for begin in range(0, len(queue) * steps, scorer.batch_size):
-        end = min(begin + scorer.batch_size, len(queue) * steps)
-        batch = queue[0][0].new_empty(end - begin, *queue[0][0].shape)
-        rows: list[int] = []
-        while begin + len(rows) < end:
-            row, step = divmod(begin + len(rows), steps)
-            taken = min(steps - step, end - begin - len(rows))
-            first, last, place = queue[row]
-            torch.where(place < limits[step : step + taken], last, first, out=batch[len(rows) : len(rows) + taken])
-            rows += [row] * taken
-        scores.append(scorer(batch, classes[torch.tensor(rows, device=classes.device)]))
-    return torch.cat(scores).view(len(queue), steps)
+    for chunk in torch.arange(len(jobs.image), device=images.device).split(scorer.batch_size):
+        image, behind, limit, inserts, wanted = (column[chunk] for column in jobs)
+        changed = place[image] < limit[:, None, None]
+        # The image's own pixel: one that has come, or one that has not gone yet.
+        own = (changed == inserts[:, None, None])[:, None]
+        scores.append(scorer(torch.where(own, images[image], substrates[behind]), wanted))
+    return torch.cat(scores)

@@ -76,7 +76,8 @@ def linear_imputation(images: Tensor, removed: Tensor, tolerance: float = TOLERA
     filled = source.new_empty(count * per_image, *images.shape[1:])
 
     def solve(part: Tensor) -> None:
-        with torch.no_grad():  # the grad mode is each thread's own
+        # The grad mode is each thread's own; a product in half precision would spoil the coarsest solution.
+        with torch.no_grad(), torch.autocast(place.type, enabled=False):
             filled[part] = _solve(source[part // per_image], holes[part][:, None], tolerance).to(filled.dtype)
 
     on_processor = place.type == "cpu"
@@ -240,8 +241,8 @@ class _DirectGrid:
         points = self.shape[0] * self.shape[1]
         unit = torch.eye(points, dtype=like.dtype, device=like.device).view(1, points, *self.shape)
         matrix = grid(unit.expand(len(like), -1, -1, -1)).flatten(2).double()
-        # Points that share one removed pixel have equal rows, and points of none empty ones: a little more on the
-        # diagonal makes the matrix regular and changes no more than the millionth part of an answer's slowest wave.
+        # Points that share one removed pixel have equal rows, and points of none empty ones. A little more on the
+        # diagonal makes the matrix regular; it is far below the smallest eigenvalue of what can be told apart.
         own = matrix.diagonal(dim1=1, dim2=2)
         own.copy_(torch.where(own > 0, own * (1 + 1e-6), 1))
         self.inverse = torch.linalg.inv(matrix).to(like.dtype)

@@ -62,8 +62,9 @@ class Road(Metric):
         self.percentiles = tuple(percentiles)
         self.noise = float(noise)
         self._orders = ("lerf", "morf") if order == "combined" else (order,)
-        if order == "morf":
-            self.higher_is_better = False  # type: ignore[misc]
+        if order != "combined":
+            self.name = f"ROAD, {order}"  # type: ignore[misc]
+            self.higher_is_better = order == "lerf"  # type: ignore[misc]
         super().__init__(batch_size=batch_size, seed=seed)
 
     def reset(self) -> None:

@@ -15,6 +15,7 @@ from attention_branch.report.page import (
     TableBlock,
     write_report,
 )
+from attention_branch.report.shortcut_page import write_shortcut_report
 from attention_branch.report.strip import strip
 
 __all__ = [
@@ -33,4 +34,5 @@ __all__ = [
     "strip",
     "write_evaluation_report",
     "write_report",
+    "write_shortcut_report",
 ]

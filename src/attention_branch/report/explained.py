@@ -3,8 +3,9 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from attention_branch.errors import UserError
 from attention_branch.evaluation.evaluate import progress_bar
 from attention_branch.evaluation.evaluation import percent
 from attention_branch.evaluation.run import versions
+from attention_branch.evaluation.second_look import FLAGS, SecondLook, criteria, second_look
 from attention_branch.explanations.explanation import Explanation, explain
-from attention_branch.explanations.methods import METHODS
+from attention_branch.explanations.methods import CONTROLS, METHODS
 from attention_branch.explanations.targets import Target
 from attention_branch.files import atomic_path, disk_error, sha256, write_text
 from attention_branch.metrics.collapse import collapse_alarm
@@ -35,7 +37,10 @@ _NOTABLE = 12
 
 @dataclass(frozen=True)
 class ExplainedFiles:
-    """What `explain_files` wrote: counts, and where. `exit_code` is 0 when every image was explained, else 2."""
+    """What `explain_files` wrote: counts, and where. `exit_code` is 0 when every image was explained, else 2.
+
+    `flagged` predictions are worth a second look; `flags` counts the reasons, by the names of `second_look.FLAGS`.
+    """
 
     output: Path
     predictions: Path
@@ -45,6 +50,8 @@ class ExplainedFiles:
     failed: int
     note: str = ""
     alarm: str | None = None
+    flagged: int = 0
+    flags: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def exit_code(self) -> int:
@@ -56,6 +63,9 @@ class ExplainedFiles:
         said = [f"{self.explained} images explained, {self.failed} could not be read. Open {self.report}"]
         if self.reused:
             said.append(f"{self.reused} of them were explained by an earlier call of the same command.")
+        if self.explained:
+            why = f" ({_counted(self.flags)})" if self.flagged else ""
+            said.append(f"Worth a second look: {self.flagged} of {self.explained} predictions{why}.")
         return said + [line for line in (self.note, self.alarm) if line]
 
 
@@ -66,6 +76,7 @@ def explain_files(
     *,
     method: str = "attention",
     target: Target = None,
+    layer: str = "auto",
     top_k: int = 5,
     batch_size: int = 16,
     stretch: bool = False,
@@ -93,14 +104,16 @@ def explain_files(
         "model_sha256": sha256(folder / WEIGHTS),
         "method": method,
         "target": repr(target),
+        "layer": layer,
         "top_k": top_k,
         "stretch": stretch,
         "seed": seed,
+        "second_look": criteria(),
         "versions": versions(),
     }
     # One answer to a blank image: a target that the model does not know is said before anything is written.
-    explain(model, torch.zeros(1, 3, *model.preprocessing.size), method, target)
-    work = _Work(model, output, settings, method, target, top_k, stretch, seed)
+    explain(model, torch.zeros(1, 3, *model.preprocessing.size), method, target, layer=layer)
+    work = _Work(model, output, settings, method, target, layer, top_k, stretch, seed)
     done = _journal(output, settings)
     lines: list[dict[str, Any]] = []
     maps: list[torch.Tensor] = []
@@ -122,6 +135,7 @@ def explain_files(
     alarm = collapse_alarm(torch.stack(maps)) if method == "attention" and len(maps) > 1 and same_size else None
     report = _write_page(output, str(run), model, lines, settings, note, alarm)
     (output / JOURNAL).unlink(missing_ok=True)
+    flags = [[flag["flag"] for flag in entry["second_look"]] for entry in good]
     return ExplainedFiles(
         output=output,
         predictions=output / "predictions.jsonl",
@@ -131,6 +145,8 @@ def explain_files(
         failed=len(lines) - len(good),
         note=note,
         alarm=alarm,
+        flagged=sum(bool(found) for found in flags),
+        flags=Counter(flag for found in flags for flag in found),
     )
 
 
@@ -143,6 +159,7 @@ class _Work:
     settings: dict[str, Any]
     method: str
     target: Target
+    layer: str
     top_k: int
     stretch: bool
     seed: int
@@ -167,13 +184,23 @@ class _Work:
                 lines[place] = {"file": str(path), "error": str(problem), "time": _now()}
         if fresh:
             tensors = [self.model.preprocessing.tensor(picture) for *_, picture in fresh]
-            explanation = explain(self.model, torch.stack(tensors), self.method, self.target, seed=self.seed + start)
+            batch_seed = self.seed + start
+            images = torch.stack(tensors)
+            explanation = explain(self.model, images, self.method, self.target, layer=self.layer, seed=batch_seed)
+            looks = second_look(self.model, images, explanation)
             for row, (place, path, name, digest, picture) in enumerate(fresh):
-                lines[place] = self._write(explanation, row, path, name, digest, picture)
+                lines[place] = self._write(explanation, row, path, name, digest, picture, looks[row])
         return [lines[place] for place in range(len(batch))], reused
 
     def _write(
-        self, explanation: Explanation, row: int, path: Path, name: str, digest: str, picture: Image.Image
+        self,
+        explanation: Explanation,
+        row: int,
+        path: Path,
+        name: str,
+        digest: str,
+        picture: Image.Image,
+        look: SecondLook,
     ) -> dict[str, Any]:
         file = f"maps/{name}.npy"
         with atomic_path(self.output / file) as temporary, temporary.open("wb") as handle:
@@ -186,6 +213,8 @@ class _Work:
             "height": picture.height,
             **answer_record(self.model, explanation, row, self.top_k),
             "map": map_record(explanation, row, file),
+            **look.to_dict(),
+            "second_look_criteria": self.settings["second_look"],
             "picture": shown,
             "image_sha256": digest,
             "model_sha256": self.settings["model_sha256"],
@@ -273,8 +302,8 @@ def _write_page(
     good = [entry for entry in lines if "error" not in entry]
     bad = [entry for entry in lines if "error" in entry]
     answers = [_shown_answer(entry) for entry in good]
-    split = [entry for entry, answer in zip(good, answers, strict=True) if answer["branches_agree"] is False]
-    split.sort(key=lambda entry: _shown_answer(entry)["prediction"]["probability"])
+    again = [entry for entry in good if entry["second_look"]]
+    again.sort(key=lambda entry: (-len(entry["second_look"]), _shown_answer(entry)["prediction"]["probability"]))
     unsure = sorted(good, key=lambda entry: _shown_answer(entry)["prediction"]["probability"])[:_NOTABLE]
     stretch = bool(settings["stretch"])
 
@@ -285,7 +314,10 @@ def _write_page(
         names = [os.path.relpath(entry["file"], shared) for entry in entries]
         return [_card(output, model, entry, name, stretch) for entry, name in zip(entries, names, strict=True)]
 
-    some = f"The first {_SHOWN} of {len(good)}; the others are in the folder pictures." if len(good) > _SHOWN else ""
+    odd, again = again, again[:_NOTABLE]
+    shown = {entry["file"] for entry in again}
+    others = [entry for entry in good if entry["file"] not in shown]
+    some = f"The first {_SHOWN} of {len(others)}; all are in the folder pictures." if len(others) > _SHOWN else ""
     agnostic = bool(good) and good[0]["map"]["class_agnostic"]
     summary = f"{len(good)} image{'' if len(good) == 1 else 's'} explained by '{settings['method']}'. "
     if agnostic:
@@ -296,13 +328,15 @@ def _write_page(
     if good:
         mean = float(np.mean([answer["prediction"]["probability"] for answer in answers]))
         figures.append(Figure(percent(mean), "mean confidence", "the network's own, not its accuracy"))
-    if any(answer["branches_agree"] is not None for answer in answers):
-        figures.append(Figure(str(len(split)), "branches disagree", "worth a second look"))
-    text = "The prediction and the attention branch's own answer differ: worth a second look."
+        reasons = Counter(flag["flag"] for entry in odd for flag in entry["second_look"])
+        figures.append(Figure(str(len(odd)), "worth a second look", _counted(reasons)))
+    text = "A flag is no verdict: it says what is odd about a single prediction. The reason stands under each picture."
+    if len(odd) > len(again):
+        text += f" The {len(again)} of {len(odd)} with the most reasons, then the least confidence."
     blocks: list[Block] = [
-        Gallery("Branches disagree", cards(split[:_NOTABLE]) if len(good) > _NOTABLE else [], text),
+        Gallery("Worth a second look", cards(again), text),
         Gallery("Least certain", cards(unsure) if len(good) > 2 * _NOTABLE else []),
-        Gallery("Images", cards(good[:_SHOWN]), some),
+        Gallery("Other images" if again else "Images", cards(others[:_SHOWN]), some),
         TableBlock("Left out", ("file", "why"), [[entry["file"], entry["error"]] for entry in bad]),
         Facts("Record", _facts(run, model, good, settings)),
     ]
@@ -315,6 +349,11 @@ def _write_page(
         alarms=[text for text in (note, alarm) if text],
         footer="Made by attention-branch. The raw maps and the record of every image are in predictions.jsonl.",
     )
+
+
+def _counted(flags: Mapping[str, int]) -> str:
+    """Return the reasons with their counts: 'branches disagree: 2, map diffuse: 1'."""
+    return ", ".join(f"{name}: {flags[flag]}" for flag, name in FLAGS.items() if flags.get(flag))
 
 
 def _shown_answer(entry: dict[str, Any]) -> dict[str, Any]:
@@ -337,13 +376,14 @@ def _card(output: Path, model: Any, entry: dict[str, Any], name: str, stretch: b
     shown = entry["map"]
     if shown["target"] is not None:
         lines.append(("map for", shown["target"]["class"]))
-    bounded = shown["method"] != "attention-class"
+    lines += [("look again", flag["why"]) for flag in entry["second_look"]]
+    bounded = shown["method"] in ("attention", *CONTROLS)
     return Card(
         model.preprocessing.image(open_image(entry["file"])),
         np.load(output / shown["file"], allow_pickle=False),
         f"{best['class']}, {percent(best['probability'])}",
         lines,
-        "unsure" if answer["branches_agree"] is False else "",
+        "unsure" if entry["second_look"] else "",
         (0.0, 1.0) if bounded else None,
         stretch,
     )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
+from typing import Protocol
 
 import matplotlib
 import numpy as np
@@ -110,7 +111,30 @@ class Facts:
     text: str = ""
 
 
-Block = TableBlock | MatrixBlock | CalibrationBlock | Gallery | Facts
+class Drawn(Protocol):
+    """A block that draws itself; `html` escapes all text of the user's."""
+
+    @property
+    def title(self) -> str:
+        """Its heading."""
+        ...
+
+    @property
+    def text(self) -> str:
+        """What stands below the heading."""
+        ...
+
+    @property
+    def empty(self) -> bool:
+        """Whether it is left out."""
+        ...
+
+    def html(self) -> str:
+        """Return what stands below title and text."""
+        ...
+
+
+Block = TableBlock | MatrixBlock | CalibrationBlock | Gallery | Facts | Drawn
 
 
 @dataclass
@@ -165,7 +189,10 @@ def _empty(block: Block) -> bool:
     content = {
         TableBlock: "rows", MatrixBlock: "names", CalibrationBlock: "bins", Gallery: "cards", Facts: "items",
     }  # fmt: skip
-    return len(getattr(block, content[type(block)])) == 0
+    for kind, name in content.items():
+        if isinstance(block, kind):
+            return len(getattr(block, name)) == 0
+    return block.empty  # type: ignore[union-attr]
 
 
 def _body(block: Block) -> str:
@@ -177,7 +204,9 @@ def _body(block: Block) -> str:
         return _calibration(block)
     if isinstance(block, Gallery):
         return _gallery(block)
-    return _facts(block.items)
+    if isinstance(block, Facts):
+        return _facts(block.items)
+    return block.html()
 
 
 def _table(block: TableBlock) -> str:

@@ -5,11 +5,13 @@ STYLE = """
   color-scheme: light dark;
   --paper: #fbfbfa; --card: #ffffff; --ink: #1b2430; --quiet: #5c6775; --rule: #e3e5e8; --soft: #f1f2f4;
   --accent: #b4472a; --bar: #d98b5f; --control: #b9bfc8; --right: #1f7a4d; --wrong: #b3261e; --unsure: #8a6100;
+  --up: #0b62a8; --down: #b84a00;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --paper: #13161b; --card: #1b2027; --ink: #e8eaed; --quiet: #9aa4b1; --rule: #2d343d; --soft: #232932;
     --accent: #f0906b; --bar: #c9764b; --control: #566070; --right: #6fcf9b; --wrong: #ff8a80; --unsure: #e5b94e;
+    --up: #6cb6f5; --down: #ffa24d;
   }
 }
 * { box-sizing: border-box; }
@@ -41,7 +43,7 @@ tr.strong td { font-weight: 600; }
 td:first-child { min-width: 7.5rem; }
 .matrix td:first-child { min-width: 2.2rem; }
 td.bar { min-width: 13rem; width: 40%; padding-right: 0; }
-.track { position: relative; height: 14px; background: var(--soft); border-radius: 3px; }
+.track { position: relative; overflow: hidden; height: 14px; background: var(--soft); border-radius: 3px; }
 .fill { position: absolute; inset: 0 auto 0 0; background: var(--control); border-radius: 3px; min-width: 1px; }
 .strong .fill { background: var(--bar); }
 .whisker { position: absolute; top: 50%; height: 2px; margin-top: -1px; background: var(--ink); }
@@ -61,11 +63,65 @@ td.bar { min-width: 13rem; width: 40%; padding-right: 0; }
 .panels { display: grid; grid-template-columns: repeat(3, 1fr); gap: 2px; background: var(--card); }
 .panels img { display: block; width: 100%; height: auto; aspect-ratio: var(--shape, 1); object-fit: fill; }
 img.pixels { image-rendering: pixelated; }
+td.crops { display: flex; gap: 4px; } .crops img { display: block; flex: none; border-radius: 3px; }
+.crops img:first-child { margin-right: 10px; }
 figcaption { padding: .65rem .85rem .8rem; font-size: .88rem; line-height: 1.45; }
 figcaption b { font-size: .98rem; } figcaption dl { margin: .3rem 0 0; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem .8rem; margin: .4rem 0; }
 dt { color: var(--quiet); } dd { margin: 0; overflow-wrap: anywhere; }
 .right { color: var(--right); } .wrong { color: var(--wrong); } .unsure { color: var(--unsure); }
+h3 { font-size: 1rem; margin: 0 0 .5rem; }
+.statements { display: grid; grid-template-columns: repeat(auto-fit, minmax(18rem, 1fr)); gap: 1rem;
+  align-items: start; }
+.statements article { background: var(--card); border: 1px solid var(--rule); border-radius: 10px;
+  padding: 1rem 1.1rem; }
+.statements ul { margin: 0; padding: 0; list-style: none; font-size: .95rem; }
+.statements li { position: relative; padding-left: 1.35rem; margin: .55rem 0; color: var(--ink); }
+.statements li::before { content: "·"; position: absolute; left: .2rem; color: var(--quiet); font-weight: 700; }
+.statements li.right::before { content: "✓"; left: 0; color: var(--right); }
+.statements li.wrong::before { content: "✗"; left: 0; color: var(--wrong); }
+.statements li.unsure::before { content: "?"; left: .1rem; color: var(--unsure); }
+table small, .panel small { display: block; font-weight: 400; color: var(--quiet); font-size: .76rem;
+  line-height: 1.35; }
+table.sheet th:first-child, table.pictures th:first-child { position: sticky; left: 0; background: var(--paper);
+  z-index: 1; }
+table.sheet tbody th, table.intervals tbody th { color: var(--ink); font-size: .9rem; vertical-align: top;
+  min-width: 12rem; max-width: 15rem; }
+table.sheet td, table.sheet thead th { padding-right: .55rem; padding-left: .55rem; vertical-align: top; }
+table.sheet td { font-size: .9rem; } table.sheet td b { font-weight: 500; }
+table.sheet td small { white-space: nowrap; font-size: .72rem; }
+table.sheet .quiet b { color: var(--quiet); } table.sheet th.quiet { font-size: .82rem; font-weight: 500; }
+table.sheet td.best { background: color-mix(in srgb, var(--right) 14%, transparent); }
+table.sheet td.best b { font-weight: 700; color: var(--ink); } table.sheet td.best b::before { content: "★ "; }
+table.sheet td.right b { color: var(--right); } table.sheet td.wrong b { color: var(--wrong); }
+table.pictures { font-size: .85rem; } table.pictures td, table.pictures th { border: 0; padding: .2rem .2rem .35rem 0; }
+table.pictures td { vertical-align: top; }
+table.pictures thead th { color: var(--ink); vertical-align: bottom; max-width: 6.2rem; line-height: 1.25;
+  font-size: .78rem; overflow-wrap: anywhere; }
+table.pictures tbody th { min-width: 7.5rem; max-width: 9rem; padding-right: .7rem; vertical-align: top;
+  overflow-wrap: anywhere; font-size: .85rem; }
+table.pictures img { display: block; width: 6.2rem; min-width: 5.5rem; height: auto; aspect-ratio: var(--shape, 1);
+  border-radius: 3px; }
+.curves { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: 1rem; }
+.panel { margin: 0; background: var(--card); border: 1px solid var(--rule); border-radius: 10px; padding: .7rem .8rem; }
+.panel figcaption { padding: 0 0 .35rem; } .panel.quiet figcaption b { color: var(--quiet); font-weight: 500; }
+.panel svg { width: 100%; }
+.panel polyline { fill: none; stroke-width: 2; stroke-linejoin: round; }
+.panel polyline.up { stroke: var(--up); } .panel polyline.down { stroke: var(--down); stroke-dasharray: 7 3; }
+.panel polyline.reference { stroke: var(--quiet); stroke-width: 1.2; stroke-dasharray: 1.5 3; }
+.panel .between { fill: var(--up); opacity: .13; } .panel .grid { stroke: var(--rule); }
+.panel text.name { font-weight: 600; paint-order: stroke; stroke: var(--card); stroke-width: 3px; }
+.panel text.up { fill: var(--up); } .panel text.down { fill: var(--down); }
+table.intervals td { font-size: .9rem; } table.intervals td b { font-weight: 500; white-space: nowrap; }
+.sides { min-width: 15rem; } .sides span + span { float: right; }
+.zero { position: relative; height: 18px; min-width: 15rem; background: linear-gradient(90deg, transparent
+  calc(50% - .5px), var(--quiet) calc(50% - .5px), var(--quiet) calc(50% + .5px), transparent calc(50% + .5px)),
+  var(--soft); border-radius: 3px; }
+.zero i { position: absolute; top: 8px; height: 3px; background: var(--quiet); border-radius: 2px; }
+.zero b { position: absolute; top: 4px; width: 10px; height: 10px; margin-left: -5px; border-radius: 50%;
+  background: var(--quiet); }
+.zero.right i, .zero.right b { background: var(--right); } .zero.wrong i, .zero.wrong b { background: var(--wrong); }
+details { border-bottom: 1px solid var(--rule); padding: .45rem 0; } summary { cursor: pointer; color: var(--accent); }
 svg { display: block; max-width: 100%; height: auto; }
 svg text { font: 11px system-ui, sans-serif; fill: var(--quiet); }
 footer { margin-top: 3.5rem; border-top: 1px solid var(--rule); padding-top: 1rem; }
@@ -74,5 +130,7 @@ footer { margin-top: 3.5rem; border-top: 1px solid var(--rule); padding-top: 1re
   .tiles { grid-template-columns: 1fr 1fr; gap: .55rem; }
   .tile { padding: .7rem .75rem; } .tile b { font-size: 1.4rem; }
   th, td { padding-right: .7rem; }
+  table.pictures img { width: 5.5rem; } table.pictures tbody th { min-width: 5.8rem; max-width: 5.8rem; }
+  table.sheet tbody th, table.intervals tbody th { min-width: 8.5rem; max-width: 8.5rem; }
 }
 """
