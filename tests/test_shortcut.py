@@ -293,6 +293,7 @@ def test_the_demonstration_writes_what_it_promises(tiny, tmp_path):
     assert summary["mark_share"] == pytest.approx(36 / 64**2)
     # The centre of the picture is never at the edge, where this mark lies.
     assert summary["methods"]["center"]["at_mark"]["mean"] == 0
+    assert summary["patch_on_mark"]["n"] == 10
     assert summary["search"]["verdict"] in ("none", "shortcut", "suspicion")
     page = (tmp_path / "demo" / "report.html").read_text()
     assert "http://" not in page

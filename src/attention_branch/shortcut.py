@@ -23,7 +23,7 @@ from attention_branch.evaluation import Evaluation, evaluate
 from attention_branch.evaluation.evaluate import progress_bar
 from attention_branch.evaluation.evaluation import interval_text, percent
 from attention_branch.evaluation.run import random_subset
-from attention_branch.evaluation.shortcut_finding import ShortcutSearch
+from attention_branch.evaluation.shortcut_finding import Share, ShortcutSearch
 from attention_branch.evaluation.shortcuts import find_shortcut
 from attention_branch.explanations import METHODS, explain
 from attention_branch.explanations.methods import CONTROLS
@@ -49,8 +49,9 @@ def run_shortcut_demo(
 
     `mark` is what codes the class, "position" or "colour". Returns what summary.json holds: `accuracy` on the test
     digits by what the mark says (class, random, none), the `drop` from class to random with its interval, `search`
-    (what was found without the mark's place), and for each of the `methods` its share of maps that point at the mark
-    and at the digit, and the mass on the mark. Raises `UserError` if `out` holds something that is no demo.
+    (what was found without the mark's place), `patch_on_mark` (how often that was the mark), and for each of the
+    `methods` its share of maps that point at the mark and at the digit, and the mass on the mark. Raises `UserError`
+    if `out` holds something that is no demo.
     """
     console = console or Console()
     began = time.perf_counter()
@@ -74,6 +75,7 @@ def run_shortcut_demo(
     methods = _against_the_mark(model, random_subset(tests["class"], _POINTED, seed), seed)
 
     summary = _summary(mark, evaluations, search, methods) | {
+        "patch_on_mark": _patch_on_mark(search, searched).to_dict(),
         "seconds_of_training": round(trained, 1),
         "seconds": round(time.perf_counter() - began, 1),
     }
@@ -119,9 +121,7 @@ def _batch(model: Any, images: ImageSet) -> tuple[Tensor, np.ndarray]:
 def _against_the_mark(model: Any, images: ImageSet, seed: int) -> dict[str, dict[str, MetricResult]]:
     """Hold each method's maps against the mark's mask and the digit's; nothing else is told where the mark is."""
     batch, digits = _batch(model, images)
-    source = images.source
-    assert isinstance(source, DigitSource)
-    marks = np.stack([source.mark(int(row)) for row in images.rows])
+    marks = _marks(images)
     found = {}
     for method in (name for name in COMPARED if name in METHODS):
         games = {
@@ -136,6 +136,22 @@ def _against_the_mark(model: Any, images: ImageSet, seed: int) -> dict[str, dict
                 game.update(model, batch[part], maps, regions=masks[part])
         found[method] = {name: game.compute() for name, (game, _) in games.items()}
     return found
+
+
+def _patch_on_mark(search: ShortcutSearch, images: ImageSet) -> Share:
+    """Count the images whose patch, as the search found it, covers at least half of the mark."""
+    marks = _marks(images)
+    covered = [
+        marks[int(place), y0:y1, x0:x1].sum() >= marks[int(place)].sum() / 2
+        for place, (x0, y0, x1, y1) in zip(search.index, search.patches.tolist(), strict=True)
+    ]
+    return Share(int(sum(covered)), len(covered))
+
+
+def _marks(images: ImageSet) -> np.ndarray:
+    source = images.source
+    assert isinstance(source, DigitSource)
+    return np.stack([source.mark(int(row)) for row in images.rows])
 
 
 def _summary(
@@ -217,7 +233,17 @@ def _accuracy_table(evaluations: dict[str, Evaluation], summary: dict[str, Any])
 
 
 def _methods_table(methods: dict[str, dict[str, MetricResult]], summary: dict[str, Any]) -> TableBlock:
-    rows: list[list[str | Bar]] = []
+    patch = summary["patch_on_mark"]
+    rows: list[list[str | Bar]] = [
+        [
+            "the patch that the search found",
+            percent(patch["share"]),
+            interval_text(patch["interval"]),
+            "",
+            "",
+            Bar(patch["share"], patch["interval"]),
+        ]
+    ]
     for method, results in methods.items():
         mark, digit, mass = (results[name] for name in ("at_mark", "at_digit", "mass_on_mark"))
         rows.append(
@@ -237,10 +263,11 @@ def _methods_table(methods: dict[str, dict[str, MetricResult]], summary: dict[st
         rows,
         text="The share of images whose map has its maximum on the mark, and on the digit (pointing game). A map that "
         f"shows what decides points at the mark. The mark covers {percent(summary['mark_share'])} of the picture, "
-        "which is the mass that a constant map puts on it.",
+        "which is the mass that a constant map puts on it. The first row is the search's own: its patch covers at "
+        f"least half of the mark (n {patch['n']}).",
         note=f"n {first.n}; tolerance {first.protocol['tolerance']:.4g} of the shorter side; mass is the map's "
         "positive part; intervals by bootstrap.",
-        strong=frozenset(place for place, method in enumerate(methods) if method not in CONTROLS),
+        strong=frozenset({0, *(place for place, method in enumerate(methods, 1) if method not in CONTROLS)}),
     )
 
 
@@ -258,6 +285,7 @@ def _print(
         table.add_column(_SAYS[tells], justify="right")
     table.add_row(*(percent(summary["accuracy"][tells]) for tells in TELLS))
     console.print(table)
+    console.print(f"The patch that the search found covers the mark in {percent(summary['patch_on_mark']['share'])}.")
     table = Table(title="maps whose maximum lies", title_justify="left")
     for heading in ("method", "on the mark", "on the digit", "mass on the mark"):
         table.add_column(heading, justify="left" if heading == "method" else "right")

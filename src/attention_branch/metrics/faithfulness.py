@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_branch.errors import UserError, did_you_mean
-from attention_branch.explanations.outputs import predict, probabilities
-from attention_branch.explanations.targets import Target, head_logits
+from attention_branch.explanations.targets import Target
 from attention_branch.metrics.masking import constant
 from attention_branch.metrics.metric import Metric, Regions, Scorer
 from attention_branch.metrics.substrates import SCORE, SUBSTRATES, UNIFORM, checked_substrate, substrate
@@ -273,7 +272,7 @@ def follow_curves(
 
 
 class _Jobs(NamedTuple):
-    """Pictures to score, (J,) each: image and substrate (rows), pixels that change, whether they come, and the class."""
+    """Pictures to score, (J,) each: rows of image and substrate, pixels that change, whether they come, the class."""
 
     image: Tensor
     substrate: Tensor

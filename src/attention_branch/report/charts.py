@@ -20,7 +20,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """One small chart: a heading, a line of numbers below it, and its curves; "up" and "down" are shaded between."""
+    """One small chart: a heading, a line of numbers below it, and its curves.
+
+    Where there are one "up" and one "down" of the same x, the area between both is shaded in the upper one's colour.
+    """
 
     heading: str
     detail: str
@@ -68,8 +71,12 @@ class Curves:
             drawn += f'<text x="{x:.1f}" y="{_TOP + high + 13}" text-anchor="{anchor}">{100 * share:.0f}</text>'
         by_kind = {line.kind: line for line in panel.lines}
         if "up" in by_kind and "down" in by_kind:
-            outline = [*by_kind["up"].points, *reversed(by_kind["down"].points)]
-            drawn += f'<polygon class="between" points="{path(outline)}"/>'
+            # As far as "up" lies above "down", and apart from that as far as it lies below.
+            both = zip(by_kind["up"].points, by_kind["down"].points, strict=True)
+            above = [(x, max(one, other)) for (x, one), (_, other) in both]
+            for kind, low in (("above", "down"), ("below", "up")):
+                outline = [*above, *reversed(by_kind[low].points)]
+                drawn += f'<polygon class="between {kind}" points="{path(outline)}"/>'
         for line in panel.lines:
             tip = f"<title>{escape(line.name)}</title>"
             drawn += f'<polyline class="{escape(line.kind)}" points="{path(line.points)}">{tip}</polyline>'

@@ -39,7 +39,7 @@ class Statements:
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a `Sheet`: its text and a smaller line below; `kind` is "best", "quiet", "right", "wrong" or none."""
+    """A cell of a `Sheet`: its text and smaller lines below; `kind` is "best", "quiet", "right", "wrong" or none."""
 
     text: str
     detail: str = ""
@@ -76,7 +76,8 @@ class Sheet:
             small = f"<small>{escape(explanation)}</small>" if explanation else ""
             line = "".join(
                 f'<td class="number {mark} {escape(cell.kind)}"><b>{escape(cell.text)}</b>'
-                f"<small>{escape(cell.detail)}</small></td>"
+                + "".join(f"<small>{escape(part)}</small>" for part in cell.detail.splitlines())
+                + "</td>"
                 for cell, mark in zip(cells, marks, strict=True)
             )
             body += f"<tr><th>{escape(name)}{small}</th>{line}</tr>"

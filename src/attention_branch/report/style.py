@@ -109,7 +109,8 @@ table.pictures img { display: block; width: 6.2rem; min-width: 5.5rem; height: a
 .panel polyline { fill: none; stroke-width: 2; stroke-linejoin: round; }
 .panel polyline.up { stroke: var(--up); } .panel polyline.down { stroke: var(--down); stroke-dasharray: 7 3; }
 .panel polyline.reference { stroke: var(--quiet); stroke-width: 1.2; stroke-dasharray: 1.5 3; }
-.panel .between { fill: var(--up); opacity: .13; } .panel .grid { stroke: var(--rule); }
+.panel .between { opacity: .14; } .panel .above { fill: var(--up); } .panel .below { fill: var(--down); }
+.panel .grid { stroke: var(--rule); }
 .panel text.name { font-weight: 600; paint-order: stroke; stroke: var(--card); stroke-width: 3px; }
 .panel text.up { fill: var(--up); } .panel text.down { fill: var(--down); }
 table.intervals td { font-size: .9rem; } table.intervals td b { font-weight: 500; white-space: nowrap; }
@@ -132,5 +133,6 @@ footer { margin-top: 3.5rem; border-top: 1px solid var(--rule); padding-top: 1re
   th, td { padding-right: .7rem; }
   table.pictures img { width: 5.5rem; } table.pictures tbody th { min-width: 5.8rem; max-width: 5.8rem; }
   table.sheet tbody th, table.intervals tbody th { min-width: 8.5rem; max-width: 8.5rem; }
+  .sides, .zero { min-width: 7rem; } table.intervals td b { white-space: normal; }
 }
 """
