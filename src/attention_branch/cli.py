@@ -204,7 +204,7 @@ def compare(
     json_output: Annotated[bool, arg(name="json", help="Print the result as JSON and nothing else.")] = False,
 ) -> int:
     """Compare ways to explain a network: every map measured on the same images, on one page in plain words."""
-    from attention_branch.compare import compare_run
+    from attention_branch.compare import compare_run, print_comparison
 
     comparison = compare_run(
         run,
@@ -224,7 +224,7 @@ def compare(
     if json_output:
         print(json.dumps(comparison.to_dict(), allow_nan=False))
     else:
-        comparison.print(Console())
+        print_comparison(comparison, Console())
         print(f"Open {comparison.output / 'report.html'}")
     return 0
 

@@ -8,9 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from attention_branch.compare.cost import Costs
@@ -225,28 +222,6 @@ class Comparison:
                 if isinstance(result.details.get("curves"), Tensor):
                     found[f"{method}/{metric}/curve"] = result.details["curves"].float().numpy()
         return found | {f"spearman/{first}/{second}": values for (first, second), values in self.likeness.items()}
-
-    def print(self, console: Console | None = None) -> None:
-        """Print one table, methods by metrics; a star marks what beats every other method for sure."""
-        console = console or Console()
-        for note in self.notes:
-            console.print(note, style="yellow", highlight=False)
-        for found in self.left_out.values():
-            for reason in found.values():
-                console.print(reason, style="yellow", highlight=False, soft_wrap=True)
-        table = Table(box=box.SIMPLE_HEAD, title=self.images_text(), title_justify="left")
-        table.add_column("method", overflow="fold")
-        for metric in self.metrics:
-            arrow = {True: " ↑", False: " ↓", None: ""}[self.higher_is_better(metric)]
-            table.add_column(metric + arrow, justify="right", overflow="fold")
-        for method in self.methods:
-            cells = []
-            for metric in self.metrics:
-                mark = "*" if self.best(metric) == method else ""
-                cells.append(MEASURES[metric].text(self.results[method][metric].mean) + mark)
-            table.add_row(f"control: {method}" if method in CONTROLS else method, *cells)
-        console.print(table)
-        console.print("* better than every other method: the 95 % interval of each paired difference excludes zero")
 
     def _result(self, metric: str, result: MetricResult) -> dict[str, Any]:
         """Return a result as plain values, with only what in its protocol differs from the metric's."""

@@ -69,6 +69,7 @@ def headline(comparison: Comparison) -> tuple[str, str, list[Figure], list[str]]
         parts += [f"that it {what} is not shown" for what, verdict, _ in tests if verdict == "unsure"]
         parts += [f"that it {what} is refuted" for what, verdict, _ in tests if verdict == "wrong"]
         summary += _capital("; ".join(parts)) + "."
+    summary = summary.strip()
     figures = []
     known = comparison.answers.right[~np.isnan(comparison.answers.right)]
     if len(known):
@@ -177,7 +178,9 @@ def _fails(comparison: Comparison) -> list[Statement]:
     if known.any():
         sure = int((wrong & (answers.confidence > _SURE)).sum())
         text = f"{int(wrong.sum())} of {int(known.sum())} answers are wrong"
-        said.append(Statement(f"{text}; in {sure or 'none'} of them the network was more than {_SURE:.0%} sure."))
+        said.append(
+            Statement(f"{text}; in {sure or 'none'} of them the network was more than {100 * _SURE:.0f} % sure.")
+        )
     if "pointing" in comparison.metrics:
         hits = comparison.results[comparison.main]["pointing"].values.numpy()
         said += _missing(hits, answers)

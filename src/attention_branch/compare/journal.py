@@ -36,9 +36,9 @@ class Journal:
             lines = []
         self._found = {line["piece"]: line["value"] for line in lines[1:] if "piece" in line}
         self.reused = len(self._found)
-        # Written anew, so that a line that was cut off does not stand before the next one.
-        kept = [header, *({"piece": piece, "value": value} for piece, value in self._found.items())]
-        write_text(self.path, "".join(_line(line) for line in kept))
+        # What is kept is written anew, so that a line that was cut off does not stand before the next one; with the
+        # first piece and not before, so that a call that fails at once leaves nothing behind.
+        self._pending = [header, *({"piece": piece, "value": value} for piece, value in self._found.items())]
 
     def once(self, piece: str, compute: Callable[[], Any]) -> Any:
         """Return a piece as it stands in the file; where it does not, compute it and write it to the disk first.
@@ -47,6 +47,9 @@ class Journal:
         """
         if piece not in self._found:
             entry = encoded(compute())
+            if self._pending:
+                write_text(self.path, "".join(_line(line) for line in self._pending))
+                self._pending = []
             try:
                 with self.path.open("a", encoding="utf-8") as file:
                     file.write(_line({"piece": piece, "value": entry}))

@@ -78,6 +78,7 @@ def compare_run(
         "target": f"the {target}'s class",
         "layer": layer,
         "batch_size": batch_size,
+        "noise": "seed + place of the batch's first image in the subset",
         "preprocessing": model.preprocessing.to_dict(),
         "versions": _versions(),
         "hardware": _hardware(device),

@@ -24,7 +24,7 @@ def metrics_sheet(comparison: Comparison) -> Sheet:
             cells.append(
                 Cell(measure.text(result.mean), _interval(metric, result.interval), "best" if method == best else "")
             )
-        rows.append((f"{measure.title} {_arrow(metric)}".strip(), measure.meaning, cells))
+        rows.append((_title(metric), measure.meaning, cells))
     return Sheet(
         "Every measure, every method",
         comparison.methods,
@@ -97,9 +97,9 @@ def _difference_sheet(comparison: Comparison, reference: str) -> Sheet:
                 comparison.verdict(method, reference, metric),
             )
             kind = {"better": "right", "worse": "wrong", "unclear": "quiet"}.get(verdict, "")
-            detail = f"{_interval(metric, found.interval, signed=True)}, {_p_value(found.p_value)}"
+            detail = f"{_interval(metric, found.interval, signed=True)}\n{_p_value(found.p_value)}"
             cells.append(Cell(_signed(metric, found.mean), detail, kind))
-        rows.append((f"{MEASURES[metric].title} {_arrow(metric)}".strip(), "", cells))
+        rows.append((_title(metric), "", cells))
     return Sheet(
         f"against {reference}",
         others,
@@ -139,9 +139,9 @@ def curves(comparison: Comparison) -> Curves:
         across="share of the pixels changed, %",
         up="probability of the class, %",
         text="Deletion takes the pixels away that the map calls most important first: the probability of the class "
-        "(up) should fall fast. Insertion puts them into a blurred image first: it should rise fast. The wider the "
-        "shaded area between both, the more the map knows about the answer; the dotted lines are those of noise. "
-        "Panels are in the order of the area.",
+        "(up) should fall fast. Insertion puts them into a blurred image first: it should rise fast. The more "
+        "of the area between both lies under insertion (blue) and the less under deletion (orange), the more the map "
+        "knows about the answer; the difference is the number above. Dotted lines: noise. Best first.",
     )
 
 
@@ -255,8 +255,10 @@ def likeness(comparison: Comparison) -> Sheet:
     )
 
 
-def _arrow(metric: str) -> str:
-    return {True: "↑", False: "↓", None: ""}[MEASURES[metric].higher_is_better]
+def _title(metric: str) -> str:
+    """Return a metric's title with an arrow to its better side, which never begins a line."""
+    measure = MEASURES[metric]
+    return measure.title + {True: "\u00a0↑", False: "\u00a0↓", None: ""}[measure.higher_is_better]
 
 
 def _interval(metric: str, interval: tuple[float, float] | None, *, signed: bool = False) -> str:
