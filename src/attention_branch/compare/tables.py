@@ -139,9 +139,9 @@ def curves(comparison: Comparison) -> Curves:
         across="share of the pixels changed, %",
         up="probability of the class, %",
         text="Deletion takes the pixels away that the map calls most important first: the probability of the class "
-        "(up) should fall fast. Insertion puts them into a blurred image first: it should rise fast. The more "
-        "of the area between both lies under insertion (blue) and the less under deletion (orange), the more the map "
-        "knows about the answer; the difference is the number above. Dotted lines: noise. Best first.",
+        "(up) should fall fast. Insertion puts them into a blurred image first: it should rise fast. Blue is where "
+        "insertion lies above deletion, orange where it lies below; blue less orange is the number above each panel: "
+        "the larger, the more the map knows about the answer. Dotted lines: noise. Best first.",
     )
 
 

@@ -133,6 +133,7 @@ footer { margin-top: 3.5rem; border-top: 1px solid var(--rule); padding-top: 1re
   th, td { padding-right: .7rem; }
   table.pictures img { width: 5.5rem; } table.pictures tbody th { min-width: 5.8rem; max-width: 5.8rem; }
   table.sheet tbody th, table.intervals tbody th { min-width: 8.5rem; max-width: 8.5rem; }
-  .sides, .zero { min-width: 7rem; } table.intervals td b { white-space: normal; }
+  .sides, .zero { min-width: 6.5rem; } table.intervals td b { white-space: normal; }
+  table.intervals tr > :last-child { display: none; }
 }
 """
