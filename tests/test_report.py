@@ -193,7 +193,7 @@ def test_a_broken_call_is_continued(tmp_path, run, pictures, monkeypatch):
 
 def test_a_changed_setting_or_image_is_not_reused(tmp_path, run, pictures, monkeypatch):
     output = tmp_path / "out"
-    monkeypatch.setattr(explained_module, "_write_page", lambda *_: 1 / 0)
+    monkeypatch.setattr(explained_module, "write_explained_page", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         explain_files(run, pictures, output, progress=False)
     monkeypatch.undo()

@@ -2,11 +2,9 @@
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +16,18 @@ from torch import nn
 from attention_branch.data.images import find_images, open_image
 from attention_branch.errors import UserError
 from attention_branch.evaluation.evaluate import progress_bar
-from attention_branch.evaluation.evaluation import percent
 from attention_branch.evaluation.run import versions
-from attention_branch.evaluation.second_look import FLAGS, SecondLook, criteria, second_look
+from attention_branch.evaluation.second_look import SecondLook, criteria, second_look
 from attention_branch.explanations.explanation import Explanation, explain
-from attention_branch.explanations.methods import CONTROLS, METHODS
+from attention_branch.explanations.methods import METHODS
 from attention_branch.explanations.targets import Target
 from attention_branch.files import atomic_path, disk_error, sha256, write_text
 from attention_branch.metrics.collapse import collapse_alarm
 from attention_branch.models.saving import WEIGHTS, load_model, model_folder
-from attention_branch.report.page import Block, Card, Facts, Figure, Gallery, TableBlock, write_report
+from attention_branch.report.explained_page import counted, now, write_explained_page
 from attention_branch.report.prediction_record import answer_record, map_record, read_lines
 
 JOURNAL = ".predictions.journal.jsonl"
-_SHOWN = 60
-_NOTABLE = 12
 
 
 @dataclass(frozen=True)
@@ -64,7 +59,7 @@ class ExplainedFiles:
         if self.reused:
             said.append(f"{self.reused} of them were explained by an earlier call of the same command.")
         if self.explained:
-            why = f" ({_counted(self.flags)})" if self.flagged else ""
+            why = f" ({counted(self.flags)})" if self.flagged else ""
             said.append(f"Worth a second look: {self.flagged} of {self.explained} predictions{why}.")
         return said + [line for line in (self.note, self.alarm) if line]
 
@@ -133,7 +128,7 @@ def explain_files(
         maps.append(torch.from_numpy(np.load(output / entry["map"]["file"], allow_pickle=False)))
     same_size = len({tuple(values.shape) for values in maps}) == 1
     alarm = collapse_alarm(torch.stack(maps)) if method == "attention" and len(maps) > 1 and same_size else None
-    report = _write_page(output, str(run), model, lines, settings, note, alarm)
+    report = write_explained_page(output, str(run), model, lines, settings, note, alarm)
     (output / JOURNAL).unlink(missing_ok=True)
     flags = [[flag["flag"] for flag in entry["second_look"]] for entry in good]
     return ExplainedFiles(
@@ -181,7 +176,7 @@ class _Work:
                     continue
                 fresh.append((place, path, name, digest, open_image(content, str(path))))
             except (UserError, OSError) as problem:
-                lines[place] = {"file": str(path), "error": str(problem), "time": _now()}
+                lines[place] = {"file": str(path), "error": str(problem), "time": now()}
         if fresh:
             tensors = [self.model.preprocessing.tensor(picture) for *_, picture in fresh]
             batch_seed = self.seed + start
@@ -220,7 +215,7 @@ class _Work:
             "model_sha256": self.settings["model_sha256"],
             "preprocessing": self.model.preprocessing.to_dict(),
             "versions": self.settings["versions"],
-            "time": _now(),
+            "time": now(),
         }
 
     def _still_there(self, earlier: dict[str, Any], digest: str, name: str) -> bool:
@@ -284,118 +279,3 @@ def _append(path: Path, lines: Sequence[dict[str, Any]]) -> None:
 
 def _line(entry: dict[str, Any]) -> str:
     return json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _write_page(
-    output: Path,
-    run: str,
-    model: Any,
-    lines: list[dict[str, Any]],
-    settings: dict[str, Any],
-    note: str,
-    alarm: str | None,
-) -> Path:
-    good = [entry for entry in lines if "error" not in entry]
-    bad = [entry for entry in lines if "error" in entry]
-    answers = [_shown_answer(entry) for entry in good]
-    again = [entry for entry in good if entry["second_look"]]
-    again.sort(key=lambda entry: (-len(entry["second_look"]), _shown_answer(entry)["prediction"]["probability"]))
-    unsure = sorted(good, key=lambda entry: _shown_answer(entry)["prediction"]["probability"])[:_NOTABLE]
-    stretch = bool(settings["stretch"])
-
-    # Names as short as they can be and still differ: without the folder that all of them share.
-    shared = os.path.commonpath([Path(entry["file"]).absolute().parent for entry in good]) if good else ""
-
-    def cards(entries: Sequence[dict[str, Any]]) -> list[Card]:
-        names = [os.path.relpath(entry["file"], shared) for entry in entries]
-        return [_card(output, model, entry, name, stretch) for entry, name in zip(entries, names, strict=True)]
-
-    odd, again = again, again[:_NOTABLE]
-    shown = {entry["file"] for entry in again}
-    others = [entry for entry in good if entry["file"] not in shown]
-    some = f"The first {_SHOWN} of {len(others)}; all are in the folder pictures." if len(others) > _SHOWN else ""
-    agnostic = bool(good) and good[0]["map"]["class_agnostic"]
-    summary = f"{len(good)} image{'' if len(good) == 1 else 's'} explained by '{settings['method']}'. "
-    if agnostic:
-        summary += "The map is class-agnostic: it says where the network looked, not which class a place speaks for."
-    figures = [Figure(str(len(good)), "images explained")]
-    if bad:
-        figures.append(Figure(str(len(bad)), "left out", "they cannot be read"))
-    if good:
-        mean = float(np.mean([answer["prediction"]["probability"] for answer in answers]))
-        figures.append(Figure(percent(mean), "mean confidence", "the network's own, not its accuracy"))
-        reasons = Counter(flag["flag"] for entry in odd for flag in entry["second_look"])
-        figures.append(Figure(str(len(odd)), "worth a second look", _counted(reasons)))
-    text = "A flag is no verdict: it says what is odd about a single prediction. The reason stands under each picture."
-    if len(odd) > len(again):
-        text += f" The {len(again)} of {len(odd)} with the most reasons, then the least confidence."
-    blocks: list[Block] = [
-        Gallery("Worth a second look", cards(again), text),
-        Gallery("Least certain", cards(unsure) if len(good) > 2 * _NOTABLE else []),
-        Gallery("Other images" if again else "Images", cards(others[:_SHOWN]), some),
-        TableBlock("Left out", ("file", "why"), [[entry["file"], entry["error"]] for entry in bad]),
-        Facts("Record", _facts(run, model, good, settings)),
-    ]
-    return write_report(
-        output / "report.html",
-        "What the classifier saw",
-        summary,
-        blocks,
-        figures=figures,
-        alarms=[text for text in (note, alarm) if text],
-        footer="Made by attention-branch. The raw maps and the record of every image are in predictions.jsonl.",
-    )
-
-
-def _counted(flags: Mapping[str, int]) -> str:
-    """Return the reasons with their counts: 'branches disagree: 2, map diffuse: 1'."""
-    return ", ".join(f"{name}: {flags[flag]}" for flag, name in FLAGS.items() if flags.get(flag))
-
-
-def _shown_answer(entry: dict[str, Any]) -> dict[str, Any]:
-    """Return the answer that stands beside the map: the only one, or that of the map's head."""
-    if "heads" not in entry:
-        return entry
-    return entry["heads"][entry["map"]["head"] or next(iter(entry["heads"]))]
-
-
-def _card(output: Path, model: Any, entry: dict[str, Any], name: str, stretch: bool) -> Card:
-    answer = _shown_answer(entry)
-    best = answer["prediction"]
-    others = [f"{item['class']} ({percent(item['probability'])})" for item in answer["top"][1:3]]
-    lines = [("file", name)]
-    if others:
-        lines.append(("then", ", ".join(others)))
-    second = answer["attention_branch"]
-    if second is not None:
-        lines.append(("attention branch", f"{second['class']}, {percent(second['probability'])}"))
-    shown = entry["map"]
-    if shown["target"] is not None:
-        lines.append(("map for", shown["target"]["class"]))
-    lines += [("look again", flag["why"]) for flag in entry["second_look"]]
-    bounded = shown["method"] in ("attention", *CONTROLS)
-    return Card(
-        model.preprocessing.image(open_image(entry["file"])),
-        np.load(output / shown["file"], allow_pickle=False),
-        f"{best['class']}, {percent(best['probability'])}",
-        lines,
-        "unsure" if entry["second_look"] else "",
-        (0.0, 1.0) if bounded else None,
-        stretch,
-    )
-
-
-def _facts(run: str, model: Any, good: Sequence[dict[str, Any]], settings: dict[str, Any]) -> list[tuple[str, str]]:
-    items = [("model", run), ("model SHA-256", settings["model_sha256"]), ("method", settings["method"])]
-    if good:
-        items.append(("map from", good[0]["map"]["layer"]))
-        items.append(("map size", f"{good[0]['map']['height']} x {good[0]['map']['width']}, shown bilinear"))
-    items.append(
-        ("preprocessing", ", ".join(f"{name} {value}" for name, value in model.preprocessing.to_dict().items()))
-    )
-    items += [(f"{name.replace('_', '-')} version", value) for name, value in settings["versions"].items()]
-    return [*items, ("written", _now())]
