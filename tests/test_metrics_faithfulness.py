@@ -203,6 +203,19 @@ def test_batches_are_filled_over_images_and_steps(net, images, maps):
     assert sum(net.batches[2:]) == classes + 25  # a blank for each class, and what lies between
 
 
+@pytest.mark.parametrize(("side", "together"), [(224, 6), (448, 1), (8, 64)])
+def test_large_images_go_through_a_cpu_a_few_at_once(net, monkeypatch, side, together):
+    # 6 images of 224x224 for each thread, whatever the machine has.
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    pictures = torch.rand(3, 3, side, side, dtype=torch.float64)
+    net.batches.clear()
+    Deletion(steps=28).update(net, pictures, pictures.mean(1))
+    assert max(net.batches) == together
+    net.batches.clear()
+    Deletion(steps=28, batch_size=1).update(net, pictures, pictures.mean(1))
+    assert set(net.batches) == {1}
+
+
 METRICS = {
     "deletion": lambda **options: Deletion(steps=9, **options),
     "insertion": lambda **options: Insertion(steps=9, **options),

@@ -20,6 +20,7 @@ from attention_branch.evaluation.shortcut_finding import AnswerFinding, Place, S
 from attention_branch.explanations.explanation import explain
 from attention_branch.explanations.outputs import device_of, evaluating, predict, probabilities, unwrapped
 from attention_branch.explanations.targets import choose_head, head_class_names, head_logits
+from attention_branch.metrics.metric import at_once
 
 PATCH = 1 / 8
 """Side of the patch as a share of the image's shorter side: 1.6 % of a square image."""
@@ -138,10 +139,8 @@ class _Search:
 
     def ask(self, images: Tensor) -> Tensor:
         """Return probabilities (M, K)."""
-        parts = [
-            probabilities(head_logits(predict(self.model, part), self.head)) for part in images.split(self.batch_size)
-        ]
-        return torch.cat(parts)
+        parts = images.split(at_once(images, self.batch_size))
+        return torch.cat([probabilities(head_logits(predict(self.model, part), self.head)) for part in parts])
 
     def boxes(self, corners: Tensor) -> Tensor:
         """Return masks (M, H, W) of the patches with these corners (M, 2)."""

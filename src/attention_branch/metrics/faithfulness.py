@@ -103,10 +103,11 @@ class Deletion(_Curves):
 
     `protocol` is "rise" (28 steps, the published evaluation), "rise-fine" (224) or "fast" (50), or give the number of
     `steps`. `baseline` is what takes a pixel's place: "zero" (in normalised space, as published), "black", "mean" or
-    "blur"; black needs `mean` and `std` or a model that knows its preprocessing. `batch_size` images go through the
-    model at once, those of all steps and images in one queue. `details` holds the mean `curve`, its `share` of pixels
-    and its `score`, steps + 1 of each, and the `curves` (N, steps + 1). A map without spread takes pixels in row order
-    and is counted under `constant`; an image with a score that is no number is left out and counted under `not_finite`.
+    "blur"; black needs `mean` and `std` or a model that knows its preprocessing. At most `batch_size` images go through
+    the model at once (on a CPU fewer where they are large), those of all steps and images in one queue. `details` holds
+    the mean `curve`, its `share` of pixels and its `score`, steps + 1 of each, and the `curves` (N, steps + 1). A map
+    without spread takes pixels in row order and is counted under `constant`; an image with a score that is no number is
+    left out and counted under `not_finite`.
     Raises `UserError` for another option and for more steps than pixels. (Petsiuk et al., BMVC 2018.)
     """
 
@@ -292,7 +293,7 @@ def _jobs(image: Tensor, behind: Tensor, wanted: Tensor, limits: Tensor, *, inse
 def _ask(scorer: Scorer, images: Tensor, substrates: Tensor, place: Tensor, jobs: _Jobs) -> Tensor:
     """Return the score of each job (J,); `place` (N, H, W) is the order in which an image's pixels change."""
     scores = []
-    for chunk in torch.arange(len(jobs.image), device=images.device).split(scorer.batch_size):
+    for chunk in torch.arange(len(jobs.image), device=images.device).split(scorer.at_once):
         image, behind, limit, inserts, wanted = (column[chunk] for column in jobs)
         changed = place[image] < limit[:, None, None]
         # The image's own pixel: one that has come, or one that has not gone yet.

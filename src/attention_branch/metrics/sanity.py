@@ -25,7 +25,7 @@ from attention_branch.explanations.targets import (
     predicted,
     resolve_target,
 )
-from attention_branch.metrics.metric import image_digest
+from attention_branch.metrics.metric import at_once, image_digest
 from attention_branch.metrics.randomizing import PARTS, ROOT, modules_inside, parts_of, randomize, stages_of
 from attention_branch.metrics.similarity import rank_correlation, structural_similarity
 from attention_branch.metrics.statistics import MetricResult, bootstrap_interval
@@ -327,7 +327,8 @@ class _Comparison:
     def _scores(self, network: nn.Module) -> Any:
         """Return the class scores of all images (N, K), or a dict of them by head."""
         with evaluating(network), torch.no_grad():
-            parts: list[Any] = [predict(network, part) for part in self.images.split(self.batch_size)]
+            together = self.images.split(at_once(self.images, self.batch_size))
+            parts: list[Any] = [predict(network, part) for part in together]
         if isinstance(parts[0], Tensor):
             return torch.cat(parts).cpu()
         return {head: torch.cat([part[head] for part in parts]).cpu() for head in parts[0]}
