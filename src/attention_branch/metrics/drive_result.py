@@ -173,7 +173,7 @@ def _change(drop: PairedDifference) -> str:
         return "stays as it is"
     low, high = (100 * edge for edge in drop.interval or (math.nan, math.nan))
     if drop.mean >= 0:
-        text = f"falls by {100 * drop.mean:.1f} points ({low:.1f} to {high:.1f})"
+        text = f"falls by {100 * drop.mean:z.1f} points ({low:z.1f} to {high:z.1f})"
     else:
-        text = f"rises by {-100 * drop.mean:.1f} points ({-high:.1f} to {-low:.1f})"
+        text = f"rises by {-100 * drop.mean:z.1f} points ({-high:z.1f} to {-low:z.1f})"
     return text.replace("-", "−")
