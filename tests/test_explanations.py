@@ -11,8 +11,9 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
+from attention_branch import create_model
 from attention_branch.errors import UserError
-from attention_branch.explanations import METHODS, explain
+from attention_branch.explanations import METHODS, explain, upsample
 from attention_branch.explanations.overlay import colored, display_size, map_scale, overlay
 from attention_branch.explanations.targets import class_index, resolve_target
 from attention_branch.models.preprocessing import Preprocessing
@@ -314,3 +315,45 @@ def test_figures_can_be_drawn_from_several_threads(images):
     for thread in threads:
         thread.join()
     assert all((one == other).all() for one, other in zip(alone, together.pictures, strict=True))
+
+
+@pytest.mark.parametrize("size", [32, 40, 56, 64])
+@pytest.mark.parametrize("value", [0.35434, 1 / 3, 0.1])
+def test_a_constant_map_stays_constant_at_every_size(size, value):
+    maps = upsample(torch.full((2, 16, 16), value), size, size)
+    assert (maps == torch.tensor(value)).all()
+    noise = torch.rand(2, 7, 5)
+    larger = F.interpolate(noise[:, None], size=(size, size), mode="bilinear", align_corners=False)[:, 0]
+    assert torch.allclose(upsample(noise, size, size), larger, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_pictures_come_in_the_networks_own_precision(dtype):
+    model = create_model("resnet14", num_classes=3, branch="lite").eval().to(dtype)
+    assert explain(model, Image.new("RGB", (40, 30))).maps.shape == (1, 32, 32)
+
+
+def test_a_network_of_others_may_keep_something_else_as_its_preprocessing(images):
+    class Other(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.preprocessing = nn.Identity()
+            self.conv = nn.Conv2d(3, 2, 1)
+
+        def forward(self, images):
+            return self.conv(self.preprocessing(images)).mean((2, 3))
+
+    model = Other().eval()
+    assert len(explain(model, images, "grad-cam")) == len(images)
+    with pytest.raises(UserError, match="does not say how pictures are prepared"):
+        explain(model, Image.new("RGB", (8, 8)), "grad-cam")
+
+
+@pytest.mark.parametrize("target", [lambda logits: logits[:, 0], lambda logits: logits["logits"]])
+def test_a_callable_target_returns_classes(images, target):
+    with pytest.raises(UserError, match=r"target callable .* class index per image"):
+        explain(OneTask().eval(), images, "attention-class", target)
+
+
+def test_an_index_may_be_an_array_without_dimensions(images):
+    assert set(explain(OneTask().eval(), images, "attention-class", torch.tensor(2)).target.tolist()) == {2}

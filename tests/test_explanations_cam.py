@@ -514,3 +514,60 @@ def test_occlusion_of_a_linear_score_is_the_windows_own_sum(images):
             count[row : row + 2, column : column + 2] += 1
     assert torch.allclose(result.raw, total / count, atol=1e-4)  # captum computes in float32.
     assert "2x2" in result.layer
+
+
+def test_rollout_with_registers_and_no_class_token_is_the_mean_of_the_patches_rows():
+    import timm
+
+    options = {"num_classes": 3, "img_size": 64, "embed_dim": 32, "num_heads": 2, "depth": 2}
+    model = timm.create_model("vit_mediumd_patch16_reg4_gap_256", **options).double().eval()
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attn.qkv.weight *= 20  # attention that differs from place to place
+    taken = []
+    for block in model.blocks:
+        block.attn.fused_attn = False
+        block.attn.attn_drop.register_forward_hook(lambda _module, _inputs, weights: taken.append(weights.mean(1)))
+    result = explain(model, torch.randn(2, 3, 64, 64, dtype=torch.float64), "rollout")
+    joint = torch.eye(20, dtype=torch.float64).expand(2, 20, 20)
+    for weights in taken:
+        joint = (weights / 2 + torch.eye(20, dtype=torch.float64) / 2) @ joint
+    assert torch.allclose(result.raw.flatten(1), joint[:, 4:, 4:].mean(1))
+    assert not torch.allclose(result.raw.flatten(1), joint[:, 0, 4:], atol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["cam", "grad-cam"])
+def test_a_layer_that_runs_on_parts_or_several_times_is_refused(images, method):
+    import torchvision
+
+    resnet = torchvision.models.resnet18(num_classes=5).double().eval()
+    with pytest.raises(UserError, match="runs 2 times or on parts"):
+        explain(resnet, images, method, layer="layer3.1.relu")
+
+    class Windows(Pooled):
+        """Its features are computed of the four quarters of the images apart."""
+
+        def forward(self, images):
+            quarters = [part for half in images.chunk(2, 2) for part in half.chunk(2, 3)]
+            a, b, c, d = self.features(torch.cat(quarters)).chunk(4)
+            return self.fc(self.pool(torch.cat([torch.cat([a, b], 3), torch.cat([c, d], 3)], 2)).flatten(1))
+
+    with pytest.raises(UserError, match="on parts of the images"):
+        explain(Windows().double().eval(), images, method, layer="features")
+
+
+def test_a_head_may_be_called_like_an_output():
+    model = ab.create_model("resnet14", heads={"pred": 2, "age": 3}, branch="lite").double().eval()
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    logits = model(images).logits
+    result = explain(model, images, "grad-cam", {"age": 2})
+    assert result.target.tolist() == [2, 2]
+    assert torch.equal(result.logits["age"], logits["age"])
+    assert explain(model, images, "grad-cam", {"age": None}).target.tolist() == logits["age"].argmax(1).tolist()
+
+
+def test_a_classifier_of_zeros_is_named_as_the_reason(images, pooled):
+    nn.init.zeros_(pooled.fc.weight)
+    nn.init.zeros_(pooled.fc.bias)
+    with pytest.raises(UserError, match="weights are still all zero"):
+        explain(pooled, images, "grad-cam", 1)

@@ -158,7 +158,7 @@ def test_the_readings():
     assert misled.verdict == "only when wrong"
     assert misled.accuracy("mean").mean == 1.0
     assert misled.accuracy("another_image").mean < 0.3
-    assert "Places matter only when wrong" in misled.sentence()
+    assert "That its own map improves the answer is not shown" in misled.sentence()
 
     def is_hindered(maps, classes):
         # Wrong with any map that has a maximum; worst with one of another class.
@@ -319,3 +319,20 @@ def test_bad_input():
     fresh.update(network, images)
     with pytest.raises(UserError, match=r"no map 'zeroes'.*'zeros'"):
         fresh.compute()["zeroes"]
+
+
+def test_nothing_is_kept_of_what_is_refused_or_empty():
+    classes = [row % 9 for row in range(12)]
+    images = numbered(classes)
+    drive = MapDrive()
+    with pytest.raises(UserError, match="out of range"):
+        drive.update(StandIn(obeys).eval(), images, torch.full((12,), PLACES))
+    with pytest.raises(UserError, match="No images yet"):
+        drive.compute()
+    drive.update(StandIn(obeys).eval(), images, torch.tensor(classes))
+    drive.update(StandIn(obeys).eval(), images[:0])
+    assert drive.compute().n == 12
+    with pytest.raises(UserError, match="has one task"):
+        drive.update(StandIn(obeys).eval(), images, {"label": torch.tensor(classes)})
+    wrapped = nn.DataParallel(StandIn(obeys).eval())  # says itself to be in training mode
+    drive.update(wrapped, images, torch.tensor(classes))

@@ -465,3 +465,48 @@ def test_scores_that_are_no_numbers_are_left_out(images, maps):
     assert result.values.isnan().tolist() == [False, False, True, False, False]
     assert (result.n, result.counts["not_finite"]) == (4, 1)
     assert all(math.isfinite(score) for score in result.details["deletion"]["curve"]["score"])
+
+
+def test_maps_of_any_strides_and_byte_order(net, images, maps, tmp_path):
+    expected = Deletion(steps=4).update(net, images, maps)
+    flipped = maps.numpy()[:, :, ::-1]
+    for given in (np.ascontiguousarray(flipped)[:, :, ::-1], maps.numpy().astype(">f8")):
+        assert torch.equal(Deletion(steps=4).update(net, images, given), expected)
+    (tmp_path / "empty.npy").touch()
+    (tmp_path / "zip.npy").write_bytes(b"PK\x03\x04 no archive")
+    for wrong in (maps.numpy().astype(object), maps.to(torch.complex64), tmp_path / "empty.npy", tmp_path / "zip.npy"):
+        with pytest.raises(UserError):
+            Deletion(steps=4).update(net, images, wrong)
+
+
+def test_a_wrapper_is_in_the_mode_of_what_it_wraps(net, images, maps):
+    wrapped = torch.nn.DataParallel(net.eval())
+    assert wrapped.training
+    assert torch.equal(Deletion(steps=4).update(wrapped, images, maps), Deletion(steps=4).update(net, images, maps))
+
+
+def test_no_images_have_no_values(net, images, maps):
+    for name in METRICS:
+        assert len(METRICS[name]().update(net, images[:0], maps[:0])) == 0
+
+
+def test_random_maps_are_another_images_noise_never_again_the_same(net, images, maps):
+    found = []
+    for size in (1, 4):
+        metric = ADCC("random", batch_size=size)
+        metric.update(net, images, maps)
+        found.append(metric.compute().details["coherency"])
+    assert found[0] == found[1]
+
+
+def test_results_of_two_protocols_have_no_difference(net, images, maps):
+    results = []
+    for metric in (Deletion(steps=4), Insertion(steps=4), Deletion(steps=5), Deletion(steps=4, seed=1)):
+        metric.update(net, images, maps)
+        results.append(metric.compute())
+    assert paired_difference(results[0], results[3]).mean == 0
+    for other in results[1:3]:
+        with pytest.raises(UserError, match="not of one protocol"):
+            paired_difference(results[0], other)
+    with pytest.raises(UserError, match="takes two results"):
+        paired_difference(results[0], Deletion())

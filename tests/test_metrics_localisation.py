@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from attention_branch.errors import UserError
-from attention_branch.explanations.explanation import upsample
+from attention_branch.explanations import upsample
 from attention_branch.metrics import BoxIoU, EnergyPointingGame, GridPointingGame, box_masks, grid_mosaics
 
 

@@ -185,11 +185,12 @@ def compare(
         str | None,
         arg(
             help="Methods of explain, with commas between them; random, center and constant always come along. "
-            "Left out: attention,attention-class,cam,grad-cam,grad-cam++."
+            "Unless given: attention,attention-class,cam,grad-cam,grad-cam++."
         ),
     ] = None,
     metrics: Annotated[
-        str | None, arg(help="Metrics, with commas between them. Left out: those that take minutes; see docs.")
+        str | None,
+        arg(help="Metrics, with commas between them. Unless given: the docs' set, which takes minutes."),
     ] = None,
     limit: Annotated[int, arg(help="Images, drawn at random from the seed; 0 takes all.")] = 200,
     seed: Annotated[int, arg(help="Seed of the draw, of noise and of the intervals.")] = 0,

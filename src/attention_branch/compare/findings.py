@@ -30,8 +30,8 @@ NAMES = {
 _FAITHFUL = ("insertion-deletion", "road", "insertion", "deletion", "average-drop", "adcc")
 _TESTED = {
     "insertion-deletion": "The places the map shows are taken from the image, and put into a blurred one. If they "
-    "matter, the answer's probability falls and rises at once. The number is the gap: near 1 they decide the answer, "
-    "near 0 they matter no more than others.",
+    "matter, the answer's probability falls and rises at once. The number is the gap: near 1 they decide the answer; "
+    "the random control is what chance gets.",
     "road": "The places the map shows, and then those it does not, are blended into their surroundings. The number is "
     "half of what the first costs the answer's probability more than the second.",
     "insertion": "The places the map shows are put into a blurred image first. If they matter, the answer's "

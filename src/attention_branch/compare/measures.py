@@ -75,7 +75,7 @@ _ALL = (
     Measure(
         "insertion-deletion",
         "Insertion − deletion",
-        "The gap between both: near 1 the shown places decide the answer, near 0 they matter no more than others.",
+        "The gap between both: near 1 the shown places decide the answer. The random control is what chance gets.",
         InsertionMinusDeletion,
         share=False,
     ),

@@ -187,6 +187,9 @@ def find_images(arguments: str | Path | Iterable[str | Path]) -> list[Path]:
     if isinstance(arguments, str | Path):
         arguments = [arguments]
     found: dict[Path, None] = {}
+    arguments = list(arguments)
+    if not arguments:
+        raise UserError("No images are named; name picture files, a folder of them, or a glob such as 'photos/*.jpg'.")
     for argument in arguments:
         path = Path(argument).expanduser()
         if path.is_dir():

@@ -2,5 +2,6 @@
 
 from attention_branch.explanations.explanation import Explanation, explain
 from attention_branch.explanations.methods import METHODS
+from attention_branch.explanations.resizing import upsample
 
-__all__ = ["METHODS", "Explanation", "explain"]
+__all__ = ["METHODS", "Explanation", "explain", "upsample"]

@@ -18,6 +18,7 @@ from attention_branch.explanations.layers import (
     choose_layer,
     fallback_layers,
     first_tensor,
+    runs_whole,
     to_grid,
     with_first_tensor,
 )
@@ -86,18 +87,28 @@ class HeadPass:
         ]
         grid = to_grid(self._of_head(known), self.model, self.images)
         if all(gradient is None for gradient in gradients) or not grid.any():
+            scores = self.scores.detach()
+            if scores.shape[1] > 1 and (scores == scores[:, :1]).all():
+                raise UserError(
+                    "All class scores of these images are equal: the classifier's weights are still all zero, and "
+                    "nothing speaks for a class. Train the network or load its weights."
+                )
             raise UserError(
                 f"The gradient of the class score is zero everywhere on '{self.layer.name}', so it yields no map: "
-                "choose an earlier layer (in a transformer with a class token the last block's first norm), "
-                "unless the classifier's weights are all zero still."
+                "choose an earlier layer (in a transformer with a class token the last block's first norm)."
             )
         return grid
 
     def _of_head(self, runs: list[Tensor]) -> Tensor:
-        """Return the rows of the head that is explained, where the layer ran once or more for each head."""
+        """Return the rows of the head that is explained, where the layer ran for each head."""
         count = len(self.images)
-        if sum(len(run) for run in runs) == count:
-            return torch.cat(runs)
+        if not runs_whole([len(run) for run in runs], count, self.logits):
+            raise UserError(
+                f"It runs {len(runs)} times or on parts of the images in one pass, so its outputs are no map of them; "
+                "choose the block around it."
+            )
+        if len(runs) == 1 and len(runs[0]) == count:
+            return runs[0]
         together = torch.cat([run.unflatten(0, (count, -1)) for run in runs], dim=1)
         return together[:, self.position]
 

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from attention_branch.errors import UserError, did_you_mean
 from attention_branch.explanations.figure import figure
 from attention_branch.explanations.methods import METHODS, Request
-from attention_branch.explanations.outputs import device_of, eager, evaluating, unwrapped
+from attention_branch.explanations.outputs import device_of, eager, evaluating, preprocessing_of, unwrapped
 from attention_branch.explanations.overlay import overlay, to_picture
+from attention_branch.explanations.resizing import upsample
 from attention_branch.explanations.targets import Target, head_class_names, head_logits, predicted
 from attention_branch.files import atomic_folder
 
@@ -158,9 +158,10 @@ def explain(
     The model is run in eval mode, once, eagerly, and left as it was: no hook, gradient or other state stays.
     Raises `UserError` for an unknown method, class, head or layer, and where the model has no such map.
     """
-    compute = METHODS.get(method)
+    compute = METHODS.get(method) if isinstance(method, str) else None
     if compute is None:
-        raise UserError(f"Unknown method '{method}'.{did_you_mean(method, METHODS)} Methods: {', '.join(METHODS)}.")
+        hint = did_you_mean(str(method), METHODS)
+        raise UserError(f"Unknown method '{method}'.{hint} Methods: {', '.join(METHODS)}.")
     network = unwrapped(model)
     # A caller's inference mode or no_grad must not reach the graph that some methods need.
     with torch.inference_mode(False), eager(), evaluating(network, warn=True):
@@ -186,13 +187,6 @@ def explain(
     )
 
 
-def upsample(maps: Tensor, height: int, width: int) -> Tensor:
-    """Resize maps (N, h, w) to (N, height, width), bilinear (align_corners=False), unless already so."""
-    if maps.shape[-2:] == (height, width):
-        return maps
-    return F.interpolate(maps[:, None], size=(height, width), mode="bilinear", align_corners=False)[:, 0]
-
-
 def _for_each(scores: Any, count: int) -> Any:
     """Repeat one image's scores (1, K) for each of its maps."""
     if isinstance(scores, Mapping):
@@ -202,11 +196,17 @@ def _for_each(scores: Any, count: int) -> Any:
 
 def _as_batch(model: nn.Module, images: Tensor | Image.Image | Sequence[Image.Image]) -> Tensor:
     if not isinstance(images, Tensor):
-        preprocessing = getattr(model, "preprocessing", None)
-        pictures = [images] if isinstance(images, Image.Image) else list(images)
-        if preprocessing is None or not all(isinstance(picture, Image.Image) for picture in pictures) or not pictures:
+        pictures = list(images) if isinstance(images, Sequence) and not isinstance(images, str) else [images]
+        if not all(isinstance(picture, Image.Image) for picture in pictures) or not pictures:
             raise UserError("images must be a normalised float tensor (N, 3, H, W), or pictures opened with Pillow.")
+        preprocessing = preprocessing_of(model)
+        if preprocessing is None:
+            raise UserError(
+                "This network does not say how pictures are prepared for it (only networks of this package do); "
+                "give a normalised float tensor (N, 3, H, W)."
+            )
         images = torch.stack([preprocessing.tensor(picture.convert("RGB")) for picture in pictures])
+        images = images.to(next((p.dtype for p in model.parameters() if p.is_floating_point()), images.dtype))
     if images.ndim != 4 or not images.is_floating_point() or len(images) == 0:
         shape = tuple(images.shape)
         raise UserError(f"images has shape {shape} and type {images.dtype}; explain takes float (N, 3, H, W), N >= 1.")
@@ -217,7 +217,7 @@ def _as_batch(model: nn.Module, images: Tensor | Image.Image | Sequence[Image.Im
 
 
 def _denormalized(model: nn.Module, batch: Tensor) -> Tensor:
-    preprocessing = getattr(model, "preprocessing", None)
+    preprocessing = preprocessing_of(model)
     if preprocessing is not None and batch.shape[1] == 3:
         return preprocessing.denormalize(batch.float())
     low, high = batch.float().amin((1, 2, 3), keepdim=True), batch.float().amax((1, 2, 3), keepdim=True)

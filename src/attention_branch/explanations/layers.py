@@ -1,7 +1,7 @@
 """Which layer a class activation map is read from, and how that layer's output becomes a grid of features."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_branch.errors import UserError, did_you_mean
+from attention_branch.explanations.outputs import Scores, class_scores
 
 _TOKEN_NORMS = ("norm1", "ln_1", "layernorm_before", "norm_1", "ln1")
 # What stands between the last features and the scores and is no layer to look at.
@@ -46,6 +47,8 @@ def choose_layer(model: nn.Module, layer: str | nn.Module = "auto") -> Layer:
             if module is layer:
                 return Layer(name or "(the whole network)", module)
         raise UserError("The layer is not a module of this network; give its name or one of its own modules.")
+    if not isinstance(layer, str):
+        raise UserError(f"layer is {layer!r:.60}; give one layer, by its name or as the module itself.")
     if layer != "auto":
         modules = dict(model.named_modules())
         for name in (layer, f"backbone.{layer}"):
@@ -139,19 +142,22 @@ def grid_layers(model: nn.Module, images: Tensor, *, all_layers: bool = False) -
             except UserError:
                 return
             found.append((prefix + name, (size[0], size[1]), id(output)))
+            rows.setdefault(prefix + name, []).append(len(tensor))
             kept.append(output)
 
         return hook
 
+    rows: dict[str, list[int]] = {}
     kept: list[Any] = []  # Outputs stay alive until the end, so that no two of them share an id.
     for name in wanted:
         handles.append(root.get_submodule(name).register_forward_hook(record(name)))
     try:
         with torch.no_grad():
-            model(images[:1])
+            scores = class_scores(model(images[:1]))
     finally:
         for handle in handles:
             handle.remove()
+    found = [entry for entry in found if runs_whole(rows[entry[0]], 1, scores)]
     # Of several modules with one output, the outermost that made it names it best; an nn.Identity only passes it on.
     names: dict[int, str] = {}
     for name, _, identity in found:
@@ -166,6 +172,16 @@ def _is_block(model: nn.Module, name: str) -> bool:
     parts = name.split(".")
     parents = [model.get_submodule(".".join(parts[:depth])) for depth in range(1, len(parts))]
     return all(isinstance(parent, (nn.Sequential, nn.ModuleList)) for parent in parents) and len(parts) <= 3
+
+
+def runs_whole(rows: Sequence[int], count: int, scores: Scores) -> bool:
+    """Tell whether a layer that ran on so many rows each time saw `count` whole images, once or once for each head.
+
+    A network may let several heads' rows through together, and so in chunks.
+    Otherwise it ran on windows or patches, or serves in several places of the network.
+    """
+    heads = 1 if isinstance(scores, Tensor) else len(scores)
+    return list(rows) == [count] or (sum(rows) == count * heads and all(part % count == 0 for part in rows))
 
 
 def first_tensor(output: Any) -> Tensor | None:

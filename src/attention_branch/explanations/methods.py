@@ -98,7 +98,8 @@ def cam(request: Request) -> RawMaps:
     if raw is None:
         raise UserError(
             f"cam needs a network whose scores are one linear layer of the mean over positions of a layer; that is not "
-            f"so of '{done.layer.name}'. Name the layer that is pooled, or use grad-cam."
+            f"so of '{done.layer.name}'. Name the layer that is pooled where it is a module of its own, or use "
+            "grad-cam."
         )
     return _of_pass(done, raw)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_branch.errors import UserError
+from attention_branch.models.preprocessing import Preprocessing
 
 Scores = Tensor | Mapping[str, Tensor]
 _NAMES = ("logits", "out", "output", "scores", "class_logits", "pred", "prediction", "predictions")
@@ -44,9 +45,12 @@ def class_scores(output: Any) -> Scores:
         if isinstance(found, Tensor) and found.ndim == 2:
             return found
         if isinstance(found, Mapping):
-            return class_scores(found)
+            # Heads by name, whatever they are called: one named "pred" is a head like the others.
+            heads = _heads(found)
+            if heads:
+                return heads
     if named is not None:
-        heads = {str(name): value for name, value in named.items() if isinstance(value, Tensor) and value.ndim == 2}
+        heads = _heads(named)
         if heads:
             return heads if len(heads) > 1 else next(iter(heads.values()))
     if isinstance(output, Sequence) and not isinstance(output, (str, bytes)):
@@ -58,6 +62,10 @@ def class_scores(output: Any) -> Scores:
         f"The model answers a {kind} in which no class scores (N, K) can be found; let it return a tensor, "
         "or a dict or object with 'logits'."
     )
+
+
+def _heads(named: Mapping[Any, Any]) -> dict[str, Tensor]:
+    return {str(name): value for name, value in named.items() if isinstance(value, Tensor) and value.ndim == 2}
 
 
 def answer(model: nn.Module, images: Tensor) -> Any:
@@ -102,6 +110,12 @@ def eager() -> Iterator[None]:
     # Where the compiler was never loaded nothing is compiled, and loading it takes seconds.
     with torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext():
         yield
+
+
+def preprocessing_of(model: nn.Module | None) -> Preprocessing | None:
+    """Return how pictures are prepared for a network, where it says so in our form."""
+    found = getattr(unwrapped(model), "preprocessing", None) if model is not None else None
+    return found if isinstance(found, Preprocessing) else None
 
 
 def device_of(model: nn.Module) -> torch.device | None:

@@ -24,8 +24,8 @@ def rollout(model: nn.Module, images: Tensor) -> tuple[Tensor, Any, str]:
         nonlocal joint, layers
         if weights.ndim != 4 or weights.shape[0] != len(images) or weights.shape[2] != weights.shape[3]:
             raise UserError(
-                f"'{_name(model)}' attends within windows or to a reduced set of tokens, so its attention cannot be "
-                "rolled out; use grad-cam."
+                f"'{_name(model)}' attends within windows, to a reduced set of tokens or once for each head's map, so "
+                "its attention cannot be rolled out; use grad-cam."
             )
         mean = weights.detach().mean(1)
         mean = mean if mean.dtype == torch.float64 else mean.float()
@@ -57,7 +57,9 @@ def rollout(model: nn.Module, images: Tensor) -> tuple[Tensor, Any, str]:
         raise UserError(f"'{_name(model)}' has no self-attention to roll out; use grad-cam.")
     height, width = images.shape[-2:]
     prefix, size = token_grid(joint.shape[-1], root, height, width)
-    row = joint[:, 0, prefix:] if prefix else joint.mean(1)
+    # timm's networks with registers but no class token say so by an empty cls_token.
+    classless = prefix == 0 or getattr(root, "cls_token", prefix) is None
+    row = joint[:, prefix:, prefix:].mean(1) if classless else joint[:, 0, prefix:]
     return row.unflatten(1, size), output, f"attention of {layers} layers, rolled out (class-agnostic)"
 
 

@@ -80,15 +80,26 @@ def resolve_target(
     if target is None:
         return predicted(logits)
     if callable(target) and not isinstance(target, (Tensor, np.ndarray)):
-        target = target(logits)
-        if isinstance(target, int | str) or target is None:
-            raise UserError("The target callable must return one class index per image.")
+        try:
+            target = target(logits)
+        except (IndexError, TypeError, KeyError, ValueError, RuntimeError) as problem:
+            raise UserError(
+                f"The target callable failed on the logits {tuple(logits.shape)} ({problem}); it gets them, (N, K), "
+                "and returns one class index per image."
+            ) from problem
+        if isinstance(target, int | str) or target is None or (isinstance(target, Tensor) and _fractional(target)):
+            raise UserError(
+                "The target callable must return one class index per image, such as logits.argmax(1): what is "
+                "explained is a class, not a score."
+            )
     if isinstance(target, str):
         target = class_index(target, class_names, classes)
     if isinstance(target, (int, np.integer)) and not isinstance(target, bool):
         target = [int(target)] * count
     if isinstance(target, (Tensor, np.ndarray)):
         target = target.tolist()
+        # One index as an array without dimensions.
+        target = [target] * count if isinstance(target, int) and not isinstance(target, bool) else target
     if not isinstance(target, Sequence) or isinstance(target, (str, bytes)):
         raise UserError(f"target is {target!r}; give a class index, a class name, one per image, or a callable.")
     wanted = list(target)
@@ -101,6 +112,10 @@ def resolve_target(
         if not 0 <= index < classes:
             raise UserError(f"Class {index} is out of range: the model has {classes} classes, 0 to {classes - 1}.")
     return torch.tensor(indices, dtype=torch.int64, device=logits.device)
+
+
+def _fractional(target: Tensor) -> bool:
+    return target.is_floating_point() or target.is_complex()
 
 
 def class_index(name: str, class_names: Sequence[str] | None, classes: int) -> int:

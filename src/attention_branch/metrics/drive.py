@@ -70,18 +70,20 @@ class MapDrive:
                 f"'{name}' is a plain network without an attention branch: no map takes part in its answer, so none "
                 "can be replaced. Build it with create_model to ask this."
             )
-        if model.training:
+        if network.training:
             raise UserError("The model is in training mode, in which no answer repeats; call model.eval() first.")
         position = _position(network, head)
         if self._network not in (None, (network.mechanism, head)):
             raise UserError("All updates must be of one network and one head; call reset() before the next.")
-        self._network = (network.mechanism, head)
+        if len(images) == 0:
+            return
         images = images.detach().to(device_of(network) or images.device)
         output = model(images, attention_logits=False)
         own = output.attention  # (N, T, h, w)
         logits = head_logits(output.logits, head)
         clean = predicted(logits)
         labels = _labels(targets, head, len(images), max(2, logits.shape[1]))
+        self._network = (network.mechanism, head)
         place = position if own.shape[1] > 1 else 0
         self._answer(OWN, logits, clean)
         others, lent = self._others(own[:, place], torch.where(labels >= 0, labels, clean.cpu()))
@@ -115,7 +117,7 @@ class MapDrive:
                 "probability": found[f"{name} probability"].masked_fill(left_out, torch.nan),
             }
             results[name] = {
-                kind: self._result(f"{kind} with {REPLACED.get(name, 'its own map')}", values, digest)
+                kind: self._result(kind, REPLACED.get(name, "its own map"), values, digest)
                 for kind, values in kinds.items()
             }
         rows = {}
@@ -191,14 +193,14 @@ class MapDrive:
     def _keep(self, name: str, values: Tensor) -> None:
         self._collected.setdefault(name, []).append(values.cpu())
 
-    def _result(self, what: str, values: Tensor, digest: str) -> MetricResult:
+    def _result(self, kind: str, of: str, values: Tensor, digest: str) -> MetricResult:
         measured = values[~values.isnan()]
         return MetricResult(
             mean=float(measured.mean()) if len(measured) else math.nan,
             interval=bootstrap_interval(measured.numpy(), self.seed),
             n=len(measured),
             values=values,
-            protocol={"metric": what} | self._protocol(digest),
+            protocol={"metric": kind, "map": of} | self._protocol(digest),
         )
 
     def _protocol(self, digest: str) -> dict[str, Any]:
@@ -256,7 +258,9 @@ def _position(network: Any, head: str | None) -> int:
 def _labels(targets: Tensor | Mapping[str, Tensor] | None, head: str | None, count: int, classes: int) -> Tensor:
     """Return the labels (N,) on the CPU, -1 where an image has none."""
     if isinstance(targets, Mapping):
-        targets = targets.get(head) if head is not None else None
+        if head is None:
+            raise UserError("targets are labels by head, but the network has one task; give the labels alone.")
+        targets = targets.get(head)
     if targets is None:
         return torch.full((count,), -1)
     labels = torch.as_tensor(targets).detach().cpu().long()

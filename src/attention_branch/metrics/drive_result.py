@@ -99,7 +99,7 @@ class MapDriveResult:
         """What the drops say: a drop counts where its 95 % interval lies above 0.
 
         'drives': without the places in its map (`mean`) the answers get worse. 'only when wrong': they do not, but with
-        a map that looks elsewhere they do. 'does not drive': neither. 'not applied': the mechanism is "none".
+        a map that looks elsewhere they do. 'does not drive': neither is shown. 'not applied': the mechanism is "none".
         'unknown': fewer than two images.
         """
         if self.mechanism == "none":
@@ -140,12 +140,16 @@ class MapDriveResult:
                 head = f"A wrong map spoils the answer, and the right one adds a little to it: {wrong}; {blank}."
         elif self.verdict == "only when wrong":
             better = mean.interval is not None and mean.interval[1] < 0
-            head = (
-                f"A wrong map spoils the answer, but the network's own map does not improve it: {wrong}, yet {blank}. "
-                + ("It would answer better without looking anywhere." if better else "Places matter only when wrong.")
+            head = f"A wrong map spoils the answer: {wrong}. " + (
+                f"But the network would answer better without looking anywhere: {blank}."
+                if better
+                else f"That its own map improves the answer is not shown: {blank}."
             )
         else:
-            head = f"The map does not drive the answer: {blank}; {wrong}."
+            changed = any(row.drop.higher + row.drop.lower for row in self.rows.values())
+            # Where no answer changes with any map there is nothing to prove.
+            head = "That the map drives the answer is not shown" if changed else "The map does not drive the answer"
+            head = f"{head}: {blank}; {wrong}."
         return f"{head} (n = {mean.n}; a drop counts where its 95 % interval lies above 0.){note}"
 
     def to_dict(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from attention_branch.errors import UserError
 from attention_branch.metrics.metric import Scorer
+from attention_branch.metrics.noise import image_generator
 
 Explainer = str | Callable[[nn.Module, Tensor, Tensor], Tensor]
 """A method of `explain`, or a function from (model, images (n, 3, H, W), classes (n,)) to maps (n, H, W)."""
@@ -18,6 +19,12 @@ def explained(explain: Explainer, scorer: Scorer, images: Tensor, classes: Tenso
     A method's name explains the scorer's head where the model has several. Gradients are on. Raises `UserError` where
     a function returns anything but finite maps at the images' size.
     """
+    if explain == "random":
+        # Noise belongs to its image here: by its place in a batch, the same noise would come again for another image.
+        noise = [torch.rand(image.shape[-2:], generator=image_generator(image, 0)) for image in images]
+        return torch.stack(noise).to(images.device) if noise else images.new_zeros(0, *images.shape[-2:])
+    if len(images) == 0:
+        return images.new_zeros(0, *images.shape[-2:])
     parts = [
         _maps(explain, scorer, part, wanted)
         for part, wanted in zip(images.split(scorer.batch_size), classes.split(scorer.batch_size), strict=True)

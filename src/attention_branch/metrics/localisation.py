@@ -16,7 +16,7 @@ from attention_branch.metrics.regions import paired_with_masks
 from attention_branch.metrics.statistics import MetricResult, bootstrap_interval
 
 LEVELS = (0.3, 0.5, 0.7)
-"""The overlaps that count as found in MaxBoxAccV2 (Choe et al., CVPR 2020)."""
+"""The overlaps that count as found: those of MaxBoxAccV2 (Choe et al., arXiv:2007.04178)."""
 
 _NORMALIZE = {
     None: "negative values are set to 0",
@@ -94,12 +94,13 @@ class EnergyPointingGame(Metric):
 
 
 class BoxIoU(Metric):
-    """How well a box drawn from the map fits the object's, at overlaps of 30, 50 and 70 % (MaxBoxAccV2).
+    """How well a box drawn from the map fits the object's, at overlaps of 30, 50 and 70 %.
 
     The map is stretched from 0 to 1, cut at a threshold, and the tightest box is drawn around the largest connected
     part; the object's box is the tightest one around its region. An image's value is the share of the levels 0.3, 0.5
     and 0.7 that their intersection over union reaches, and the mean over images is the mean accuracy over the levels
-    (Choe et al., CVPR 2020, arXiv:2001.07437, and its journal version arXiv:2007.04178).
+    (MaxBoxAcc's one box, Choe et al., CVPR 2020, arXiv:2001.07437, at the levels of the journal version's MaxBoxAccV2,
+    arXiv:2007.04178; V2 as published takes the best box of all parts, which is another, higher number).
 
     Without `threshold` each level takes the one threshold, of `thresholds` equal steps from 0, that is best on the very
     images that are measured: the number is an upper bound, fair between methods on the same images only; `update` then

@@ -64,9 +64,10 @@ class _Masked(Metric):
         """Return the scorer, Y and O (N,) float64, before and behind the mask, and the masked images."""
         scorer = Scorer(model, images, target, self.batch_size)
         assert images is not None  # or the scorer would have refused
-        self._count("constant", int(constant(maps).sum()))
         shown = self._masked(model, images, stretched(maps))
-        return scorer, scorer.clean_scores.double(), scorer(shown, scorer.classes).double(), shown
+        behind = scorer(shown, scorer.classes).double()
+        self._count("constant", int(constant(maps).sum()))
+        return scorer, scorer.clean_scores.double(), behind, shown
 
 
 class _Compared(_Masked):

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -63,7 +64,7 @@ class Metric(ABC):
             raise UserError(f"'{self.name}' needs the objects' places: give regions, one mask per image.")
         if regions is not None and len(regions) != len(maps):
             raise UserError(f"There are {len(maps)} maps and {len(regions)} regions; give one region per map.")
-        if model is not None and model.training:
+        if model is not None and unwrapped(model).training:
             raise UserError("The model is in training mode, in which no score repeats; call model.eval() first.")
         if model is not None and images is not None:
             device = device_of(model)
@@ -207,11 +208,11 @@ def checked_maps(maps: Tensor | np.ndarray | str | Path, images: Tensor | None) 
     if isinstance(maps, (str, Path)):
         try:
             maps = np.load(maps, allow_pickle=False)
-        except (OSError, ValueError) as problem:
+        except (OSError, ValueError, EOFError, BadZipFile) as problem:
             raise UserError(f"The maps '{maps}' cannot be read ({problem}); give a .npy file.") from problem
     if not isinstance(maps, (Tensor, np.ndarray)):
         raise UserError(f"Maps are a tensor or an array (N, H, W), or a .npy file's path; this is {maps!r:.80}.")
-    values = torch.as_tensor(maps).detach()
+    values = as_tensor(maps, "A map")
     if values.ndim != 3 or 0 in values.shape[1:]:
         raise UserError(f"Maps have shape (N, h, w); these have {tuple(values.shape)}.")
     values = values if values.is_floating_point() else values.float()
@@ -231,6 +232,22 @@ def checked_maps(maps: Tensor | np.ndarray | str | Path, images: Tensor | None) 
         bad = (~torch.isfinite(values).flatten(1).all(1)).nonzero()[0].item()
         raise UserError(f"The maps hold NaN or infinite values (first in map {bad}), so they rank no places.")
     return values
+
+
+def as_tensor(values: Any, what: str) -> Tensor:
+    """Return an array or tensor as a tensor, whatever its strides and byte order; `UserError` for what is no array."""
+    if isinstance(values, Tensor):
+        if not values.is_complex():
+            return values.detach()
+    elif isinstance(values, (np.ndarray, list, tuple)):
+        try:
+            array = np.asarray(values)
+        except ValueError:
+            array = np.zeros(0, dtype=object)
+        if array.dtype.kind in "biu" or (array.dtype.kind == "f" and array.dtype.itemsize <= 8):
+            # A copy: torch knows no negative strides (a flipped image) and no foreign byte order.
+            return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=True, order="C"))
+    raise UserError(f"{what} is an array of real numbers; this is {type(values).__name__} {values!r:.60}.")
 
 
 def image_digest(image: Tensor) -> str:

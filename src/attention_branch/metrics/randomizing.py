@@ -150,19 +150,25 @@ def randomize(network: nn.Module, names: Sequence[str], seed: int) -> None:
 
 @torch.no_grad()
 def _renew(module: nn.Module) -> None:
-    tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-    device = next((tensor.device for tensor in tensors), torch.device("cpu"))
+    own = list(module.parameters(recurse=False))
+    before = [parameter.detach().clone() for parameter in own]
     reset: Any = getattr(module, "reset_parameters", None)
     if callable(reset):
         # On the CPU and in float32, so that the seed alone decides the values.
-        module.to("cpu")
+        tensors = [tensor for tensor in (*own, *module.buffers(recurse=False)) if tensor.is_floating_point()]
+        places = [(tensor.device, tensor.dtype) for tensor in tensors]
+        for tensor in tensors:
+            tensor.data = tensor.data.to("cpu", torch.float32)
         reset()
-        module.to(device)
+        for tensor, (device, dtype) in zip(tensors, places, strict=True):
+            tensor.data = tensor.data.to(device, dtype)
+    for parameter, values in zip(own, before, strict=True):
+        # What a reset leaves alone: spectral_norm and weight_norm learn other tensors than the one it writes to.
+        if torch.equal(parameter, values):
+            drawn = torch.randn(parameter.shape, dtype=torch.float64).to(values.device)
+            parameter.copy_(values.double().mean() + drawn * values.double().std(correction=0))
+    if callable(reset):
         return
-    for parameter in module.parameters(recurse=False):
-        values = parameter.double()
-        drawn = torch.randn(parameter.shape, dtype=torch.float64).to(values.device)
-        parameter.copy_(values.mean() + drawn * values.std(correction=0))
     running: Any = getattr(module, "reset_running_stats", None)
     if callable(running):
         running()

@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from attention_branch.errors import UserError
-from attention_branch.metrics.metric import Regions
+from attention_branch.explanations.resizing import upsample
+from attention_branch.metrics.metric import Regions, as_tensor
 
 _SHAPE = "Masks have shape (N, H, W), or (H, W) each; these have {}. Boxes become masks by box_masks."
 
@@ -43,7 +43,7 @@ def paired_with_masks(
     for number, region in enumerate(regions):
         if region is None:
             continue
-        inside = torch.as_tensor(region, device=maps.device) != 0
+        inside = as_tensor(region, "A region").to(maps.device) != 0
         if inside.ndim != 2:
             shape = tuple(regions.shape) if isinstance(regions, (Tensor, np.ndarray)) else tuple(inside.shape)
             raise UserError(_SHAPE.format(shape))
@@ -58,5 +58,5 @@ def paired_with_masks(
             given = maps[chosen]
             resized = given
             if tuple(given.shape[-2:]) != size:
-                resized = F.interpolate(given[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+                resized = upsample(given, size[0], size[1])
             yield chosen, given, resized, torch.stack(masks[start:stop])

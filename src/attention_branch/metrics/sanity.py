@@ -146,6 +146,7 @@ class Randomization:
         )
 
 
+@torch.inference_mode(False)
 def cascading_randomization(
     model: nn.Module,
     images: Tensor,
@@ -195,6 +196,7 @@ def cascading_randomization(
     return comparison.result("cascading" if cumulative else "independent", found, described)
 
 
+@torch.inference_mode(False)
 def branch_randomization(
     model: nn.Module,
     images: Tensor,
@@ -246,6 +248,8 @@ class _Comparison:
             raise UserError(f"Images are normalised floats (N, 3, H, W), N >= 1; these have {tuple(images.shape)}.")
         self.network = unwrapped(model)
         self.images = images.detach().to(device_of(self.network) or images.device)
+        # What was made in inference mode cannot be part of a graph.
+        self.images = self.images.clone() if self.images.is_inference() else self.images
         self.method, self.layer, self.batch_size, self.seed = method, layer, batch_size, seed
         self.name = method if isinstance(method, str) else getattr(method, "__name__", "a function")
         digests = "\n".join(image_digest(image) for image in self.images.float().cpu())

@@ -69,7 +69,7 @@ class MaxSensitivity(Metric):
         # As many images at once as their changed copies fill a batch of the model.
         group = max(1, self.batch_size // self.samples)
         parts = zip(images.split(group), maps.split(group), scorer.classes.split(group), strict=True)
-        values = torch.cat([self._changes(scorer, *part) for part in parts])
+        values = torch.cat([maps.new_zeros(0).double(), *(self._changes(scorer, *part) for part in parts)])
         self._count("all_zero", int(values.isnan().sum()))
         return values
 

@@ -69,14 +69,26 @@ class PairedDifference:
         return values
 
 
+_FREE = {"images_sha256", "interval", "map"}
+"""Entries of a protocol in which two results may differ and still be compared."""
+
+
 def paired_difference(first: MetricResult, second: MetricResult, seed: int = 0) -> PairedDifference:
     """Compare two results of the same images: mean of first - second with its interval, Wilcoxon's test and counts.
 
-    Images that either left out are left out. Raises `UserError` when the two are not of the same images.
+    Images that either left out are left out. Raises `UserError` when the two are not of the same images or not of one
+    protocol.
     """
+    for result in (first, second):
+        if not isinstance(result, MetricResult):
+            raise UserError(f"paired_difference takes two results, of compute(); this is a {type(result).__name__}.")
     hashes = [result.protocol.get("images_sha256") for result in (first, second)]
     if len(first.values) != len(second.values) or (all(hashes) and hashes[0] != hashes[1]):
         raise UserError("The results are not of the same images in the same order, so they have no paired difference.")
+    for key in sorted({*first.protocol, *second.protocol} - _FREE):
+        one, other = first.protocol.get(key), second.protocol.get(key)
+        if one != other:
+            raise UserError(f"The results are not of one protocol: {key} is '{one}' in one and '{other}' in the other.")
     difference = (first.values - second.values).numpy()
     difference = difference[~np.isnan(difference)]
     p_value = None

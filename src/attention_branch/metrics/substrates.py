@@ -63,13 +63,13 @@ def black(
 ) -> Tensor:
     """Return the normalised value of black (C, 1, 1); `UserError` where the normalisation is not known."""
     if mean is None or std is None:
-        preprocessing: Any = getattr(unwrapped(model), "preprocessing", None) if model is not None else None
-        if preprocessing is None:
+        own: Any = getattr(unwrapped(model), "preprocessing", None) if model is not None else None
+        mean, std = getattr(own, "mean", None), getattr(own, "std", None)
+        if mean is None or std is None:
             raise UserError(
                 "Black is a matter of the normalisation, which the model does not say; give the metric mean and std "
                 "per channel."
             )
-        mean, std = preprocessing.mean, preprocessing.std
     if not len(mean) == len(std) == images.shape[1]:
         raise UserError(f"mean and std have {len(mean)} and {len(std)} entries for {images.shape[1]} channels.")
     return -(images.new_tensor(mean) / images.new_tensor(std))[:, None, None]

@@ -77,7 +77,7 @@ def write_explained_page(
         blocks,
         figures=figures,
         alarms=[text for text in (note, alarm) if text],
-        footer="Made by attention-branch. The raw maps and the record of every image are in predictions.jsonl.",
+        footer="Made by attention-branch. The maps are in the folder maps, each image's record in predictions.jsonl.",
     )
 
 
