@@ -384,6 +384,7 @@ def test_several_heads(tmp_path, monkeypatch):
         ({"layer": "no.such.layer"}, "no.such.layer"),
         ({"limit": -1}, "limit is -1"),
         ({"batch_size": 0}, "batch size 0"),
+        ({"seed": -1}, "seed is -1"),
         ({"target": "both"}, "Unknown target 'both'"),
         ({"head": "smiling"}, "no head 'smiling'"),
     ],
@@ -602,3 +603,13 @@ def test_the_table_on_the_command_line(compared):
     assert all(word in text for metric in compared.metrics for word in metric.split("-"))
     assert headline(compared)[1][:40] in text
     assert "14 of the 20 images" in text
+
+
+def test_a_named_layer_is_for_the_methods_that_read_one(tmp_path, run):
+    compared = compare_run(
+        run, DATA, methods=["cam", "grad-cam"], metrics=["sparsity"], limit=4, layer="layer2", output=tmp_path
+    )
+    # cam needs the layer that is pooled.
+    assert list(compared.left_out["methods"]) == ["cam"]
+    assert "layer2" in compared.layers["grad-cam"]
+    assert (tmp_path / "comparison.json").is_file()

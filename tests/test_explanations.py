@@ -1,5 +1,6 @@
 """Maps, targets and pictures of `explain`, against small networks whose answers are known."""
 
+import json
 import threading
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from attention_branch import create_model
+from attention_branch.cli import main
 from attention_branch.errors import UserError
 from attention_branch.explanations import METHODS, explain, upsample
 from attention_branch.explanations.overlay import colored, display_size, map_scale, overlay
@@ -357,3 +359,23 @@ def test_a_callable_target_returns_classes(images, target):
 
 def test_an_index_may_be_an_array_without_dimensions(images):
     assert set(explain(OneTask().eval(), images, "attention-class", torch.tensor(2)).target.tolist()) == {2}
+
+
+def test_digits_that_are_a_class_name_are_the_class_on_the_command_line(tmp_path):
+    def said(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            main(list(arguments))
+        return ended.value.code
+
+    network = create_model("resnet14", num_classes=3, class_names=["10", "2", "1"], branch="lite")
+    network.save_pretrained(tmp_path / "model")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    for given, index in (("1", 2), ("10", 0), ("0", 0)):
+        out = tmp_path / given
+        command = ["explain", str(tmp_path / "model"), str(tmp_path / "a.png"), "--method", "grad-cam"]
+        assert said(*command, "--target", given, "--out", str(out)) == 0
+        record = json.loads((out / "predictions.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+        assert record["target"]["index"] == index
+    assert said(*command, "--target", "²", "--out", str(tmp_path / "none")) == 2
+    assert said("explain", str(tmp_path / "model"), "--out", str(tmp_path / "none")) == 2
+    assert not (tmp_path / "none").exists()

@@ -55,7 +55,7 @@ def demo(
 def evaluate(
     run: Annotated[Positional[str], arg(metavar="RUN", help="A run, a saved network's folder or a hub name.")],
     data: Annotated[
-        Positional[str | None], arg(metavar="DATA", help="Data to evaluate on. Left out: the data it was trained on.")
+        Positional[str | None], arg(metavar="[DATA]", help="Data to evaluate on. Left out: the data it was trained on.")
     ] = None,
     *,
     split: Annotated[Literal["test", "validation", "train"], arg(help="Split to evaluate on.")] = "test",
@@ -142,7 +142,8 @@ def explain(
     """Show where a network looked: one picture per image, predictions.jsonl and report.html."""
     from attention_branch.report import explain_files
 
-    chosen = int(target) if target is not None and target.isdigit() else target
+    # Digits may be a class's name; whoever knows the names reads them as an index where they are none.
+    chosen = target
     if scan_layers:
         from attention_branch.evaluation.layer_scan import scan_files
 
@@ -178,7 +179,7 @@ def explain(
 def compare(
     run: Annotated[Positional[str], arg(metavar="RUN", help="A run, a saved network's folder or a hub name.")],
     data: Annotated[
-        Positional[str | None], arg(metavar="DATA", help="Data to compare on. Left out: the data it was trained on.")
+        Positional[str | None], arg(metavar="[DATA]", help="Data to compare on. Left out: the data it was trained on.")
     ] = None,
     *,
     methods: Annotated[

@@ -177,10 +177,11 @@ def _fails(comparison: Comparison) -> list[Statement]:
     wrong = known & (answers.right == 0)
     if known.any():
         sure = int((wrong & (answers.confidence > _SURE)).sum())
-        text = f"{int(wrong.sum())} of {int(known.sum())} answers are wrong"
-        said.append(
-            Statement(f"{text}; in {sure or 'none'} of them the network was more than {100 * _SURE:.0f} % sure.")
-        )
+        text = f"None of the {int(known.sum())} answers is wrong."
+        if wrong.any():
+            text = f"{int(wrong.sum())} of {int(known.sum())} answers are wrong; "
+            text += f"in {sure or 'none'} of them the network was more than {100 * _SURE:.0f} % sure."
+        said.append(Statement(text))
     if "pointing" in comparison.metrics:
         hits = comparison.results[comparison.main]["pointing"].values.numpy()
         said += _missing(hits, answers)
@@ -215,9 +216,9 @@ def _missing(hits: np.ndarray, answers: Answers) -> list[Statement]:
         there, rest = share_of(answers.right[missed] > 0), share_of(answers.right[hit] > 0)
         said.append(
             Statement(
-                f"Where the map's strongest point misses the object ({there['n']} images) the answer is right in "
-                f"{percent(there['share'])} ({interval_text(there['interval'])}), where it lies on it in "
-                f"{percent(rest['share'])} ({interval_text(rest['interval'])})."
+                f"Where the map's strongest point misses the object ({there['n']} of {int(known.sum())} images) "
+                f"the answer is right in {percent(there['share'])} ({interval_text(there['interval'])}), "
+                f"where it lies on it in {percent(rest['share'])} ({interval_text(rest['interval'])})."
             )
         )
     shares = []
@@ -249,8 +250,9 @@ def _tally(comparison: Comparison, other: str) -> Statement:
     verdicts = [comparison.verdict(comparison.main, other, metric) for metric in rated]
     better, worse = verdicts.count("better"), verdicts.count("worse")
     mark = "right" if better and not worse else "wrong" if worse and not better else "unsure"
+    measures = f"{len(rated)} measure" + ("s" if len(rated) != 1 else "")
     return Statement(
-        f"Of {len(rated)} measures, {NAMES[comparison.main]} does better than {NAMES[other]} on {better}, worse on "
+        f"Of {measures}, {NAMES[comparison.main]} does better than {NAMES[other]} on {better}, worse on "
         f"{worse}, with no clear difference on {verdicts.count('unclear')}.",
         mark,
     )
@@ -285,7 +287,7 @@ def _drive_mark(comparison: Comparison) -> str:
 def _points(drop: PairedDifference) -> str:
     """Return what a drop changes, with its interval."""
     values = (-100 * drop.mean, *(-100 * edge for edge in reversed(drop.interval or ())))
-    texts = [f"{value:+.1f}".replace("-", "−") for value in values]
+    texts = [f"{value:+z.1f}".replace("-", "−") for value in values]
     return f"{texts[0]} points" + (f" ({texts[1]} to {texts[2]})" if len(texts) == 3 else "")
 
 

@@ -47,13 +47,13 @@ class Measure:
         """Return a value as text: per cent of a share, else three decimals; an en dash where there is none."""
         if value != value:
             return "–"
-        return f"{100 * value:.1f} %" if self.share else f"{value:.3f}".replace("-", "−")
+        return f"{100 * value:.1f} %" if self.share else f"{value:z.3f}".replace("-", "−")
 
     def signed(self, value: float) -> str:
         """Return a difference as text with its sign; of shares in percentage points."""
         if value != value:
             return "–"
-        text = f"{100 * value:+.1f}" if self.share else f"{value:+.3f}"
+        text = f"{100 * value:+z.1f}" if self.share else f"{value:+z.3f}"
         return text.replace("-", "−")
 
 

@@ -60,6 +60,8 @@ def compare_run(
     asked = _known(metrics, MEASURES, DEFAULT_METRICS, "metric")
     if (limit is not None and limit < 0) or batch_size < 1:
         raise UserError(f"limit is {limit} and batch size {batch_size}; give numbers of images (limit 0: all of them).")
+    if seed < 0:
+        raise UserError(f"The seed is {seed}; give 0 or more.")
     if target not in ("prediction", "label"):
         raise UserError(f"Unknown target '{target}'; choose prediction or label.")
     folder = model_folder(run)
@@ -127,7 +129,8 @@ def _known(names: Sequence[str] | None, known: Iterable[str], default: Sequence[
 
 def _usable_methods(work: Work, wanted: Sequence[str], left_out: dict[str, str]) -> list[str]:
     """Return the methods that this network can do, and the controls; reasons for the others go to `left_out`."""
-    usable, first = [], None
+    usable: list[str] = []
+    first, of_layer = None, None
     for method in wanted:
         if method in CONTROLS:
             continue
@@ -135,11 +138,13 @@ def _usable_methods(work: Work, wanted: Sequence[str], left_out: dict[str, str])
             work.try_out(method)
         except UserError as problem:
             if work.layer != "auto" and method in LAYERED and _works(work, method):
-                raise  # The layer that was named is at fault, not the method.
+                of_layer = of_layer or problem
             left_out[method] = str(problem)
             first = first or problem
             continue
         usable.append(method)
+    if of_layer is not None and not any(method in LAYERED for method in usable):
+        raise of_layer  # The layer that was named is at fault: no method can read it.
     if not usable and first is not None:
         raise first
     return usable + list(CONTROLS)

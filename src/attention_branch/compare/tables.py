@@ -275,7 +275,7 @@ def _signed(metric: str, value: float) -> str:
 
 
 def _signed_points(value: float) -> str:
-    return f"{100 * value:+.1f}".replace("-", "−")
+    return f"{100 * value:+z.1f}".replace("-", "−")
 
 
 def _points_interval(drop: tuple[float, float] | None) -> str:

@@ -34,7 +34,7 @@ def choose_head(
         if len(target) != 1:
             raise UserError(f"target names {len(target)} heads; one call explains one: {{'{names[0]}': class}}.")
         ((head, wanted),) = target.items()
-    elif isinstance(target, str):
+    elif isinstance(target, str) and (target in heads or len(names) > 1):
         head, wanted = target, None
     elif len(names) == 1:
         head, wanted = names[0], target

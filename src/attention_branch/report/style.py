@@ -86,8 +86,8 @@ table small, .panel small { display: block; font-weight: 400; color: var(--quiet
 table.sheet th:first-child, table.pictures th:first-child { position: sticky; left: 0; background: var(--paper);
   z-index: 1; }
 table.sheet tbody th, table.intervals tbody th { color: var(--ink); font-size: .9rem; vertical-align: top;
-  min-width: 12rem; max-width: 15rem; }
-table.sheet td, table.sheet thead th { padding-right: .55rem; padding-left: .55rem; vertical-align: top; }
+  min-width: 10rem; max-width: 13rem; }
+table.sheet td, table.sheet thead th { padding-right: .4rem; padding-left: .4rem; vertical-align: top; }
 table.sheet td { font-size: .9rem; } table.sheet td b { font-weight: 500; }
 table.sheet td small { white-space: nowrap; font-size: .72rem; }
 table.sheet .quiet b { color: var(--quiet); } table.sheet th.quiet { font-size: .82rem; font-weight: 500; }
