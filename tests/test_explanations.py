@@ -374,7 +374,8 @@ def test_digits_that_are_a_class_name_are_the_class_on_the_command_line(tmp_path
         out = tmp_path / given
         command = ["explain", str(tmp_path / "model"), str(tmp_path / "a.png"), "--method", "grad-cam"]
         assert said(*command, "--target", given, "--out", str(out)) == 0
-        record = json.loads((out / "predictions.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+        lines = (out / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+        record = next(line["map"] for line in map(json.loads, lines) if "map" in line)
         assert record["target"]["index"] == index
     assert said(*command, "--target", "²", "--out", str(tmp_path / "none")) == 2
     assert said("explain", str(tmp_path / "model"), "--out", str(tmp_path / "none")) == 2
