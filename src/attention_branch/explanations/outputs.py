@@ -48,7 +48,7 @@ def class_scores(output: Any) -> Scores:
             # Heads by name, whatever they are called: one named "pred" is a head like the others.
             heads = _heads(found)
             if heads:
-                return heads
+                return heads if len(heads) > 1 else next(iter(heads.values()))
     if named is not None:
         heads = _heads(named)
         if heads:
