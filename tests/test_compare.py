@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import json
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -32,36 +31,11 @@ from attention_branch.report.charts import Curves, Interval, Intervals, Line, Pa
 from attention_branch.report.page import write_report
 from attention_branch.report.picture_grid import PictureGrid, PictureRow
 from attention_branch.report.statements import Cell, Records, Sheet, Statement, Statements, Tables
+from html_page import Page
 
 SMALL = Preprocessing(size=(16, 16), resize="squash", crop_pct=1)
 DATA = "digits:train=10,validation=10,test=20"
 FEW = ["average-drop", "pointing", "sparsity", "entropy"]
-VOID = {"img", "meta", "br", "link", "hr", "input", "rect", "line", "polyline", "polygon"}
-
-
-class Page(HTMLParser):
-    """Reads a page, checks that tags close in order, and collects pictures, addresses and text."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.open, self.images, self.addresses, self.text = [], [], [], ""
-        self.feed(html)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        values = dict(attributes)
-        if tag == "img":
-            self.images.append(values)
-        self.addresses += [values[name] for name in ("src", "href", "srcset", "action", "data") if values.get(name)]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        if tag not in VOID:
-            assert self.open.pop() == tag, tag
-
-    def handle_data(self, data):
-        self.text += data
 
 
 def saved(folder, build=create_model, name="resnet14"):
@@ -284,6 +258,47 @@ def test_other_settings_begin_anew_and_say_so(tmp_path, run, monkeypatch):
     found = small(run, tmp_path, metrics=["sparsity"], seed=1)
     assert any("begins anew" in note and "metrics" in note and "seed" in note for note in found.notes)
     assert list(found.results["attention"]) == ["sparsity"]
+
+
+def test_changed_pictures_of_the_same_names_are_measured_again(tmp_path, run, monkeypatch):
+    monkeypatch.setenv("ABN_DATA", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        path = tmp_path / "photos" / ("train", "test")[number // 6] / str(number % 2) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(path)
+    options = {"methods": ["grad-cam"], "metrics": ["deletion"], "batch_size": 3, "limit": 0, "progress": False}
+    original = collect_module.explain
+
+    def breaks(model, images, method, *arguments, **settings):
+        if len(images) == 3 and method == "constant" and not torch.equal(images, breaks.first):
+            raise KeyboardInterrupt
+        return original(model, images, method, *arguments, **settings)
+
+    def remembers(self, start):
+        batch = batch_of(self, start)
+        if start == 0:
+            breaks.first = batch.images
+        return batch
+
+    batch_of = collect_module.Work.batch
+    monkeypatch.setattr(collect_module.Work, "batch", remembers)
+    monkeypatch.setattr(collect_module, "explain", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        compare_run(run, str(tmp_path / "photos"), output=tmp_path / "out", **options)
+    monkeypatch.undo()
+    monkeypatch.setenv("ABN_DATA", str(tmp_path / "cache"))
+    order = np.random.default_rng(0).permutation(6)
+    names = sorted((tmp_path / "photos" / "test").rglob("*.png"))
+    Image.new("RGB", (16, 16), "red").save(names[order[0]])
+    found = compare_run(run, str(tmp_path / "photos"), output=tmp_path / "out", **options)
+    # All of the first batch: four methods and the rank correlations. What was finished of the second stands.
+    assert any(note.startswith("5 pieces of a broken comparison") for note in found.notes), found.notes
+    whole = compare_run(run, str(tmp_path / "photos"), output=tmp_path / "whole", **options)
+    assert not any("broken comparison" in note for note in whole.notes)
+    for method in whole.methods:
+        first, second = (made.results[method]["deletion"].values.numpy() for made in (found, whole))
+        np.testing.assert_array_equal(first, second)
 
 
 def test_the_subset_is_fixed_by_its_seed(tmp_path, run):
@@ -522,7 +537,6 @@ def test_journal_brings_back_every_bit(tmp_path):
     first = Journal(path, {"x": (1, 2)})
     found = first.once("one", lambda: value)
     again = Journal(path, {"x": [1, 2]})
-    assert again.reused == 1
     for back in (found, again.once("one", lambda: 1 / 0)):
         assert torch.equal(back["a"].nan_to_num(7), value["a"].nan_to_num(7))
         assert back["a"].dtype == torch.float64
@@ -531,8 +545,8 @@ def test_journal_brings_back_every_bit(tmp_path):
         assert back["e"] == 0.1
         assert set(back["f"]) == {1, 3}
         assert back["g"].dtype == torch.bool
+    assert again.reused == 1
     other = Journal(path, {"x": [1, 3]})
-    assert other.reused == 0
     assert "(x)" in other.note
     assert len(path.read_text().splitlines()) == 2  # nothing is lost before there is something new
     with pytest.raises(ZeroDivisionError):
@@ -541,6 +555,28 @@ def test_journal_brings_back_every_bit(tmp_path):
     assert Journal(path, {"x": [1, 3]}).note == ""
     other.remove()
     assert not path.exists()
+
+
+def test_damaged_lines_of_a_journal_count_as_missing(tmp_path):
+    path = tmp_path / "journal"
+    first = Journal(path, {"x": 1})
+    for name in ("one", "two", "three", "four\u2028ü"):
+        first.once(name, lambda: {"a": torch.arange(3.0), "b": float("nan")})
+    lines = path.read_bytes().split(b"\n")
+    lines[2] = lines[2].replace(b"value", b"valve")  # a piece without a value
+    lines[3] = lines[3].replace(b'"three"', b'"thr\xffe"')
+    path.write_bytes(b"\n".join(lines)[:-1] + b'\n{"piece": "cut \xc3')
+    again = Journal(path, {"x": 1})
+    made = {name: again.once(name, lambda: {"new": True}) for name in ("one", "two", "three", "four\u2028ü")}
+    assert (made["two"], made["three"]) == ({"new": True}, {"new": True})
+    assert torch.equal(made["one"]["a"], torch.arange(3.0))
+    assert np.isnan(made["four\u2028ü"]["b"])
+    assert (again.reused, again.outdated) == (2, 0)
+    last = Journal(path, {"x": 1})
+    assert last.once("two", lambda: 1 / 0) == {"new": True}
+    assert last.once("one", lambda: 7, material="other pixels") == 7
+    assert last.outdated == 1
+    assert Journal(path, {"x": 1}).once("one", lambda: 1 / 0, material="other pixels") == 7
 
 
 def test_peak_memory_is_what_was_held_at_once():

@@ -3,7 +3,8 @@
 import hashlib
 import io
 import json
-from html.parser import HTMLParser
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,34 +32,9 @@ from attention_branch.report import (
     write_evaluation_report,
     write_report,
 )
+from html_page import Page
 
 SMALL = Preprocessing(size=(16, 16), resize="squash", crop_pct=1)
-VOID = {"img", "meta", "br", "link", "hr", "input", "rect", "line"}
-
-
-class Page(HTMLParser):
-    """Reads a page, checks that tags close in order, and collects pictures, addresses and text."""
-
-    def __init__(self, path):
-        super().__init__()
-        self.open, self.images, self.addresses, self.text = [], [], [], ""
-        self.feed(path.read_text(encoding="utf-8"))
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        values = dict(attributes)
-        if tag == "img":
-            self.images.append(values)
-        self.addresses += [values[name] for name in ("src", "href", "srcset", "action", "data") if values.get(name)]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        if tag not in VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +102,7 @@ def test_every_image_gets_a_picture_a_raw_map_and_a_traceable_line(tmp_path, run
         with Image.open(output / entry["picture"]) as drawn:
             drawn.verify()
     assert sorted(path.name for path in output.iterdir()) == ["maps", "pictures", "predictions.jsonl", "report.html"]
-    page = Page(output / "report.html")
+    page = Page((output / "report.html").read_text(encoding="utf-8"))
     assert len(page.images) == 12
 
 
@@ -138,12 +114,12 @@ def test_broken_images_are_skipped_counted_and_named(tmp_path, run, pictures):
     bad = {entry["file"].rsplit("/", 1)[-1]: entry["error"] for entry in lines(tmp_path / "out") if "error" in entry}
     assert set(bad) == {"empty.png", "cut.jpg"}
     assert all(bad.values())
-    assert "cut.jpg" in Page(tmp_path / "out" / "report.html").text
+    assert "cut.jpg" in Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8")).text
     for path in pictures.rglob("*.*"):
         path.write_bytes(b"")
     nothing = explain_files(run, pictures, tmp_path / "none", progress=False)
     assert (nothing.explained, nothing.failed) == (0, 6)
-    Page(nothing.report)
+    Page(nothing.report.read_text(encoding="utf-8"))
 
 
 def test_images_of_one_name_can_be_told_apart(tmp_path, run, monkeypatch):
@@ -153,7 +129,7 @@ def test_images_of_one_name_can_be_told_apart(tmp_path, run, monkeypatch):
     monkeypatch.chdir(tmp_path)
     named = ["all/cats/1.png", tmp_path / "all" / "dogs" / "1.png"]
     explain_files(run, named, tmp_path / "out", progress=False)
-    text = Page(tmp_path / "out" / "report.html").text
+    text = Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8")).text
     assert "cats/1.png" in text
     assert "dogs/1.png" in text
     assert "all/" not in text
@@ -175,8 +151,8 @@ def test_a_broken_call_is_continued(tmp_path, run, pictures, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         explain_files(run, pictures, output, batch_size=2, progress=False)
     assert not (output / "predictions.jsonl").exists()
-    with (output / explained_module.JOURNAL).open("a") as journal:
-        journal.write('{"file": "cut o')
+    with (output / explained_module.JOURNAL).open("ab") as journal:
+        journal.write(b'{"file": "cut in the midst of \xc3')
     result = explain_files(run, pictures, output, batch_size=2, progress=False)
     assert (result.explained, result.reused) == (4, 2)
     assert calls == [2, 2, 2]
@@ -189,6 +165,36 @@ def test_a_broken_call_is_continued(tmp_path, run, pictures, monkeypatch):
     assert timeless(output) == timeless(tmp_path / "fresh")
     # A finished call is not continued but made anew.
     assert explain_files(run, pictures, output, batch_size=2, progress=False).reused == 0
+
+
+def test_names_that_are_no_text_or_very_long(tmp_path, run):
+    folder, output = tmp_path / "odd", tmp_path / "out"
+    folder.mkdir()
+    picture = io.BytesIO()
+    Image.new("RGB", (16, 16), "red").save(picture, "PNG")
+    names = [b"caf\xe9.png", b"line\xe2\x80\xa8break.png", b"x" * 250 + b".png", b"x" * 251 + b".png"]
+    for name in [*names, b"\xff broken.png"]:
+        (folder / os.fsdecode(name)).write_bytes(b"no picture" if b"broken" in name else picture.getvalue())
+    result = explain_files(run, folder, output, progress=False)
+    assert (result.explained, result.failed) == (4, 1)
+    entries = [json.loads(line) for line in (output / "predictions.jsonl").read_bytes().split(b"\n") if line]
+    assert {os.fsencode(Path(entry["file"]).name) for entry in entries} == {*names, b"\xff broken.png"}
+    for entry in entries:
+        if "error" not in entry:
+            assert (output / entry["map"]["file"]).is_file()
+            assert (output / entry["picture"]).is_file()
+    assert len({entry["picture"] for entry in entries if "error" not in entry}) == 4
+    Page(result.report.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("place", ["file", "file/deeper", "/proc/nothing/here"])
+def test_a_place_that_no_folder_can_take_is_said_first(tmp_path, run, pictures, place, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr(explained_module, "load_model", explained_module.load_model if "proc" in place else None)
+    with pytest.raises(UserError, match="cannot be written|No permission to write") as said:
+        explain_files(run, pictures, tmp_path / place, progress=False)
+    assert "\n" not in str(said.value)
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_changed_setting_or_image_is_not_reused(tmp_path, run, pictures, monkeypatch):
@@ -207,9 +213,9 @@ def test_a_changed_setting_or_image_is_not_reused(tmp_path, run, pictures, monke
 def test_class_evidence_and_stretching_are_said(tmp_path, run, pictures):
     explain_files(run, pictures, tmp_path / "out", method="attention-class", target="cow", progress=False)
     assert {entry["map"]["target"]["class"] for entry in lines(tmp_path / "out")} == {"cow"}
-    assert "stretched from" in Page(tmp_path / "out" / "report.html").text
+    assert "stretched from" in Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8")).text
     explain_files(run, pictures, tmp_path / "fixed", progress=False)
-    assert "stretched from" not in Page(tmp_path / "fixed" / "report.html").text
+    assert "stretched from" not in Page((tmp_path / "fixed" / "report.html").read_text(encoding="utf-8")).text
     for options in ({"target": "cwo"}, {"method": "atention"}, {"top_k": 0}):
         with pytest.raises(UserError):
             explain_files(run, pictures, tmp_path / "no", progress=False, **options)
@@ -257,7 +263,7 @@ def test_the_evaluation_page_stands_alone(tmp_path):
     path = write_evaluation_report(
         tmp_path / "report.html", network, images, evaluation, controls={"none": evaluation}, per_gallery=3
     )
-    page = Page(path)
+    page = Page(path.read_text(encoding="utf-8"))
     assert all(address.startswith(("data:image/", "#")) for address in page.addresses)
     assert "http" not in path.read_text().replace("http-equiv", "")
     assert "@import" not in path.read_text()
@@ -294,7 +300,7 @@ def test_text_of_users_cannot_become_markup(tmp_path):
         tmp_path / "r.html", nasty, nasty, blocks, figures=[Figure(nasty, nasty, nasty)], alarms=[nasty], footer=nasty
     )
     assert "<script" not in path.read_text()
-    page = Page(path)
+    page = Page(path.read_text(encoding="utf-8"))
     assert page.text.count(nasty) >= 15
     assert "Empty" not in page.text
 

@@ -25,7 +25,8 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=target.suffix, dir=target.parent)
+        # Not the whole name: one that is as long as a file system allows leaves no room for more.
+        handle, name = tempfile.mkstemp(prefix=f".{target.stem[:20]}.", suffix=target.suffix, dir=target.parent)
         os.close(handle)
         temporary = Path(name)
         yield temporary
@@ -68,25 +69,72 @@ def atomic_folder(target: str | Path) -> Iterator[Path]:
 
 
 def disk_error(problem: OSError, target: str | Path) -> Exception:
-    """Return a `UserError` for the disk's own troubles (full, read-only, no permission), else the problem itself."""
+    """Return a `UserError` for what keeps `target` from being written; what is wrong elsewhere comes back as it is."""
     if problem.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(f"The disk is full: '{target}' was not written; free some space and run the command again.")
     if problem.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return UserError(f"No permission to write '{target}'; choose another output folder.")
     if problem.errno in (errno.ENOTDIR, errno.EEXIST):
         return UserError(f"'{target}' cannot be written, a file stands where a folder is needed; choose another one.")
+    target = Path(target)
+    named = target if problem.filename is None else Path(os.fsdecode(problem.filename))
+    if named.is_relative_to(target.parent) or target.is_relative_to(named):
+        return UserError(f"'{target}' cannot be written ({problem.strerror or problem}); choose another output folder.")
     return problem
 
 
+def require_folder(path: str | Path) -> Path:
+    """Return a folder to write into, before long work; `UserError` where none can stand. It is not made yet."""
+    path = Path(path)
+    above = path
+    while not above.exists() and above != above.parent:
+        above = above.parent
+    if not above.is_dir():
+        raise disk_error(NotADirectoryError(errno.ENOTDIR, "not a folder"), path)
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise disk_error(PermissionError(errno.EACCES, "no permission"), path)
+    return path
+
+
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file whole or not at all (UTF-8)."""
+    """Write a text file whole or not at all (UTF-8; bytes of a file's name that are not become escapes, as in JSON)."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def append_text(path: str | Path, text: str) -> None:
+    """Write at the end of a text file, as `write_text` does, and wait until it is on the disk."""
+    try:
+        with Path(path).open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as problem:
+        raise disk_error(problem, path) from problem
 
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write a JSON file whole or not at all (UTF-8, indented, NaN refused)."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def json_line(value: Any) -> str:
+    """Return a value as a line of a JSON-lines file (NaN refused)."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
+    """Return the objects of a JSON-lines file; lines that a kill cut off or a disk damaged are left out."""
+    found = []
+    # Of bytes, and at line feeds alone: half a character must not hide the lines before it, and text may hold U+2028.
+    for line in Path(path).read_bytes().split(b"\n"):
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            found.append(value)
+    return found
 
 
 def sha256(path: str | Path) -> str:

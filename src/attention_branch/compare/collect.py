@@ -1,5 +1,6 @@
 """The long part of a comparison: image by image, method by method, with every finished piece in the journal."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -157,16 +158,17 @@ def collect(
         task = bar.add_task("comparing", total=len(work.starts) * (len(methods) + 1))
         for start in work.starts:
             current = _Current(work, start)
+            once = partial(journal.once, material=current.material)
             collected.add_answers(current)
             bar.advance(task)
             for method in methods:
                 bar.update(task, description=method)
                 measuring = partial(current.measured, measures[method], method)
-                found = journal.once(f"{method} from image {start}", measuring)
+                found = once(f"{method} from image {start}", measuring)
                 collected.layers.setdefault(method, found["layer"])
                 measures[method].add(found["states"])
                 bar.advance(task)
-            alike = journal.once(f"rank correlations from image {start}", partial(current.likeness, pairs))
+            alike = once(f"rank correlations from image {start}", partial(current.likeness, pairs))
             for pair, values in zip(pairs, alike, strict=True):
                 collected.ranks.setdefault(pair, []).append(values)
     return collected
@@ -193,6 +195,15 @@ class _Current:
     def answer(self) -> dict[str, Tensor]:
         found = self.work.answer(self.batch)
         return found | {"target": self.labels if self.work.target == "label" else found["predicted"]}
+
+    @cached_property
+    def material(self) -> str:
+        """The SHA-256 of what the batch's numbers are made of: pixels, objects' places, and the classes followed."""
+        digest = hashlib.sha256()
+        for part in (self.batch.images.float(), *self.batch.regions, self.answer["target"]):
+            values = None if part is None else part.cpu().contiguous().numpy()
+            digest.update(b"none" if values is None else f"{values.dtype} {values.shape} ".encode() + values.tobytes())
+        return digest.hexdigest()
 
     @property
     def classes(self) -> Tensor:

@@ -22,7 +22,7 @@ from attention_branch.errors import UserError, did_you_mean
 from attention_branch.evaluation.run import versions
 from attention_branch.explanations import METHODS
 from attention_branch.explanations.methods import CONTROLS, LAYERED
-from attention_branch.files import atomic_path, sha256, write_json
+from attention_branch.files import atomic_path, require_folder, sha256, write_json
 from attention_branch.models.saving import WEIGHTS, load_model, model_folder
 
 DEFAULT_METHODS = ("attention", "attention-class", "cam", "grad-cam", "grad-cam++")
@@ -64,6 +64,8 @@ def compare_run(
         raise UserError(f"The seed is {seed}; give 0 or more.")
     if target not in ("prediction", "label"):
         raise UserError(f"Unknown target '{target}'; choose prediction or label.")
+    home = Path(output) if output is not None else (Path(run) if Path(run).is_dir() else Path()) / "comparison"
+    require_folder(home)
     folder = model_folder(run)
     model = load_model(folder, device=device)
     subset = open_subset(
@@ -86,10 +88,14 @@ def compare_run(
         "hardware": _hardware(device),
     }
     same = {key: value for key, value in record.items() if key != "model"}
-    home = Path(output) if output is not None else (Path(run) if Path(run).is_dir() else Path()) / "comparison"
     journal = Journal(home / JOURNAL, same | {"methods": usable, "metrics": kept})
-    notes = [*subset.notes, *([journal.note] if journal.note else [])]
     collected = collect(work, usable, kept, journal, progress=progress)
+    notes = [*subset.notes, *([journal.note] if journal.note else [])]
+    if journal.outdated:
+        notes.append(
+            f"{journal.outdated} pieces of a broken comparison in the folder were of other pixels, objects' places or "
+            "classes under the same names; they were measured again."
+        )
     comparison = Comparison(
         methods=usable,
         metrics=kept,

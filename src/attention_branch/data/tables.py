@@ -132,7 +132,9 @@ def open_parquet(
                     )
                 )
         except OSError as problem:
-            raise disk_error(problem, file) from problem
+            if problem.filename is not None and Path(problem.filename) == Path(file):
+                raise UserError(f"'{file}' cannot be read ({problem.strerror}).") from problem
+            raise disk_error(problem, cache_folder() / "tables") from problem
         except (ArrowException, datasets.exceptions.DatasetGenerationError) as problem:
             raise UserError(f"'{file}' is no readable parquet file ({_first_line(problem)}); replace it.") from problem
         if not count:

@@ -1,7 +1,7 @@
 """`abn explain RUN IMAGES...`: a picture, a raw map and a traceable line per image, and one page for all."""
 
 import hashlib
-import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,13 +21,23 @@ from attention_branch.evaluation.second_look import SecondLook, criteria, second
 from attention_branch.explanations.explanation import Explanation, explain
 from attention_branch.explanations.methods import METHODS
 from attention_branch.explanations.targets import Target
-from attention_branch.files import atomic_path, disk_error, sha256, write_text
+from attention_branch.files import (
+    append_text,
+    atomic_path,
+    json_line,
+    read_json_lines,
+    require_folder,
+    sha256,
+    write_text,
+)
 from attention_branch.metrics.collapse import collapse_alarm
 from attention_branch.models.saving import WEIGHTS, load_model, model_folder
 from attention_branch.report.explained_page import counted, now, write_explained_page
-from attention_branch.report.prediction_record import answer_record, map_record, read_lines
+from attention_branch.report.prediction_record import answer_record, map_record
 
 JOURNAL = ".predictions.journal.jsonl"
+_LONGEST = 200
+"""Bytes of a stem; a file system takes 255 of a name, and a number and an ending come after it."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +101,7 @@ def explain_files(
         explain(nn.Identity(), torch.zeros(1, 3, 1, 1), method)  # Raises with the nearest names.
     if top_k < 1 or batch_size < 1:
         raise UserError(f"top_k is {top_k} and batch_size {batch_size}; both must be 1 or more.")
-    paths, output = find_images(images), Path(output)
+    paths, output = find_images(images), require_folder(output)
     folder = model_folder(run)
     model = load_model(folder, device=device)
     target, note = _head_target(model, target)
@@ -118,11 +128,11 @@ def explain_files(
         task = bar.add_task("explaining", total=len(paths))
         for start, batch in _batches(_named(paths), batch_size):
             found, count = work.batch(batch, start, done)
-            _append(output / JOURNAL, found)
+            append_text(output / JOURNAL, "".join(json_line(entry) for entry in found))
             lines += found
             reused += count
             bar.advance(task, len(batch))
-    write_text(output / "predictions.jsonl", "".join(_line(entry) for entry in lines))
+    write_text(output / "predictions.jsonl", "".join(json_line(entry) for entry in lines))
     good = [entry for entry in lines if "error" not in entry]
     for entry in good[:256]:
         maps.append(torch.from_numpy(np.load(output / entry["map"]["file"], allow_pickle=False)))
@@ -239,15 +249,18 @@ def _head_target(model: Any, target: Target) -> tuple[Target, str]:
 
 
 def _named(paths: Sequence[Path]) -> list[tuple[Path, str]]:
-    """Give every image a file name of its own: its stem, with a number where several share it."""
+    """Give every image a file name of its own: its stem, cut where it is long, with a number where two share it."""
     used: dict[str, int] = {}
     named = []
     for path in paths:
-        count = used[path.stem.lower()] = used.get(path.stem.lower(), 0) + 1
-        name = path.stem if count == 1 else f"{path.stem}-{count}"
+        stem = path.stem
+        if len(os.fsencode(stem)) > _LONGEST:
+            stem = os.fsencode(stem)[:_LONGEST].decode(errors="ignore")
+        count = used[stem.lower()] = used.get(stem.lower(), 0) + 1
+        name = stem if count == 1 else f"{stem}-{count}"
         while count > 1 and name.lower() in used:
             count += 1
-            name = f"{path.stem}-{count}"
+            name = f"{stem}-{count}"
         used.setdefault(name.lower(), 1)
         named.append((path, name))
     return named
@@ -261,21 +274,9 @@ def _journal(output: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]
     """Return the lines that a broken call with the same settings left, by file, and begin a clean journal with them."""
     path, found = output / JOURNAL, {}
     if path.is_file():
-        lines = read_lines(path)
+        lines = read_json_lines(path)
         if lines and lines[0] == {"settings": settings}:
             found = {line["file"]: line for line in lines[1:] if "map" in line}
-    write_text(path, _line({"settings": settings}))
-    _append(path, list(found.values()))
+    # Without what was cut off, lest it stand before the next line.
+    write_text(path, "".join(json_line(line) for line in ({"settings": settings}, *found.values())))
     return found
-
-
-def _append(path: Path, lines: Sequence[dict[str, Any]]) -> None:
-    try:
-        with path.open("a", encoding="utf-8") as journal:
-            journal.write("".join(_line(line) for line in lines))
-    except OSError as problem:
-        raise disk_error(problem, path) from problem
-
-
-def _line(entry: dict[str, Any]) -> str:
-    return json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n"

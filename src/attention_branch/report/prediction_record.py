@@ -1,8 +1,6 @@
 """The line that `predictions.jsonl` holds for one image: the answer, the map, and what it takes to get both again."""
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -68,16 +66,3 @@ def map_record(explanation: Explanation, row: int, file: str) -> dict[str, Any]:
         "max": raw.max().item(),
         "mean": raw.mean().item(),
     }
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the whole lines of a JSON-lines file; a last line that a crash cut off is dropped."""
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            value = json.loads(line)
-        except ValueError:
-            break
-        if isinstance(value, dict):
-            lines.append(value)
-    return lines

@@ -1,8 +1,6 @@
 """What a run leaves after each epoch: a line of figures, the networks, a strip of maps, and the checkpoint."""
 
-import json
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +14,7 @@ from torch import Tensor
 
 from attention_branch.data import DataSet, ImageSet
 from attention_branch.errors import UserError
-from attention_branch.files import disk_error, write_text
+from attention_branch.files import append_text, json_line, read_json_lines, write_text
 from attention_branch.metrics import collapse_alarm
 from attention_branch.models import ABNOutput
 from attention_branch.report.strip import strip
@@ -85,7 +83,7 @@ class Journal(Checkpoint):
             if network.is_abn and self.columns:
                 self._draw(module, epoch, line)
             line["seconds"] = round(time.perf_counter() - self.began, 3)
-            _append(self.folder / "metrics.jsonl", line)
+            append_text(self.folder / "metrics.jsonl", json_line(line))
             self._say(trainer, line)
         trainer.save_checkpoint(self.folder / CHECKPOINT, weights_only=False)
 
@@ -194,20 +192,13 @@ def cut_metrics(folder: Path, epoch: int) -> None:
     path = folder / "metrics.jsonl"
     if not path.exists():
         return
-    kept = [json.dumps(line) for line in read_metrics(folder) if line["epoch"] < epoch]
-    write_text(path, "".join(f"{line}\n" for line in kept))
+    write_text(path, "".join(json_line(line) for line in read_metrics(folder) if line["epoch"] < epoch))
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Return the lines of a run's metrics.jsonl, up to the first that a kill left unfinished."""
-    lines = []
+    """Return the lines of a run's metrics.jsonl, without one that a kill left unfinished."""
     path = folder / "metrics.jsonl"
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            break
-    return lines
+    return read_json_lines(path) if path.exists() else []
 
 
 def _all_maps(mine: list[Tensor], everywhere: bool) -> Tensor:
@@ -216,16 +207,6 @@ def _all_maps(mine: list[Tensor], everywhere: bool) -> Tensor:
     shares: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(shares, torch.cat(mine))
     return torch.cat(shares)
-
-
-def _append(path: Path, line: dict[str, Any]) -> None:
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as problem:
-        raise disk_error(problem, path) from problem
 
 
 def _duration(seconds: float) -> str:
