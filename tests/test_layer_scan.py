@@ -1,17 +1,20 @@
 """Ranking a network's layers by what their maps are worth."""
 
+import io
 import json
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from torch import nn
 
 import attention_branch as ab
 from attention_branch import cli
 from attention_branch.errors import UserError
 from attention_branch.evaluation import scan_layers
+from attention_branch.evaluation.layer_scan import scan_files
 
 
 class Blind(nn.Module):
@@ -72,7 +75,37 @@ def test_scanning_on_the_command_line(tmp_path, capsys):
     assert "backbone.layer3" in [layer["layer"] for layer in layers]
     assert {"mean", "interval", "n", "protocol", "height"} <= set(layers[0])
     assert layers[0]["layer"] in capsys.readouterr().out
-    with pytest.raises(SystemExit) as caught:
-        cli.main([*words, "--out", str(tmp_path / "other"), "--method", "occlusion"])
-    assert caught.value.code == 2
-    assert "reads no layer" in capsys.readouterr().err
+    for more, said in (
+        (["--method", "occlusion"], "reads no layer"),
+        (["--target", "7"], "Class 7 is out of range"),
+        (["--layer", "backbone.layer1"], "--layer has no meaning for --scan-layers"),
+        (["--stretch"], "--stretch has no meaning for --scan-layers"),
+        (["--out", str(tmp_path / "0.png")], "a file stands where a folder is needed"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            cli.main([*words, "--out", str(tmp_path / "other"), *more])
+        assert caught.value.code == 2
+        printed = capsys.readouterr()
+        assert said in printed.err
+        assert "scanning layers" not in printed.out + printed.err
+    assert not (tmp_path / "other").exists()
+
+
+def test_scanning_for_one_of_several_heads(tmp_path):
+    torch.manual_seed(0)
+    model = ab.create_model("resnet14", heads={"big": 1, "kind": 3}, branch="lite", image_size=32)
+    model.class_names = {"big": ["no", "yes"], "kind": ["ant", "bee", "cow"]}
+    model.save_pretrained(tmp_path / "model")
+    noise = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "0.png")
+    output = io.StringIO()
+    console = Console(file=output, width=100)
+    first = scan_files(tmp_path / "model", [tmp_path / "0.png"], tmp_path / "a", console=console)
+    assert "the head 'big'" in output.getvalue()
+    named = scan_files(tmp_path / "model", [tmp_path / "0.png"], tmp_path / "b", target="kind=cow")
+    image = model.preprocessing.tensor(Image.fromarray(noise))[None]
+    expected = {score.layer: score.result.mean for score in scan_layers(model, image, target={"kind": 2})}
+    assert {score.layer: score.result.mean for score in named} == pytest.approx(expected, abs=1e-5)
+    assert [score.result.mean for score in first] != pytest.approx([score.result.mean for score in named])
+    with pytest.raises(UserError, match=r"no head 'kid'.*Did you mean 'kind'"):
+        scan_files(tmp_path / "model", [tmp_path / "0.png"], tmp_path / "c", target="kid=cow")

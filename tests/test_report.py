@@ -191,7 +191,7 @@ def test_names_that_are_no_text_or_very_long(tmp_path, run):
 def test_a_place_that_no_folder_can_take_is_said_first(tmp_path, run, pictures, place, monkeypatch):
     (tmp_path / "file").write_text("mine")
     monkeypatch.setattr(explained_module, "load_model", explained_module.load_model if "proc" in place else None)
-    with pytest.raises(UserError, match="cannot be written|No permission to write") as said:
+    with pytest.raises(UserError, match=r"cannot be written|No permission to write") as said:
         explain_files(run, pictures, tmp_path / place, progress=False)
     assert "\n" not in str(said.value)
     assert (tmp_path / "file").read_text() == "mine"

@@ -1,5 +1,6 @@
 """The `abn` command: one function per subcommand, nothing else. Heavy imports wait until a command needs them."""
 
+import io
 import json
 import os
 import sys
@@ -147,6 +148,9 @@ def explain(
     if scan_layers:
         from attention_branch.evaluation.layer_scan import scan_files
 
+        for given, name in ((layer != "auto", "--layer"), (stretch, "--stretch"), (top != 5, "--top")):
+            if given:
+                raise UserError(f"{name} has no meaning for --scan-layers, which tries all layers and draws nothing.")
         reads_none = method == "attention"
         scan_files(
             run,
@@ -348,6 +352,9 @@ def _overview() -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `abn`. Exits with 0, with 2 for what the user can mend, with 130 when interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A file's name may hold bytes that are no text.
+        sys.stdout.reconfigure(errors="backslashreplace")
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         _overview()
         sys.exit(0)

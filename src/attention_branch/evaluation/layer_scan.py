@@ -17,9 +17,10 @@ from attention_branch.explanations.explanation import explain
 from attention_branch.explanations.layers import grid_layers
 from attention_branch.explanations.methods import LAYERED
 from attention_branch.explanations.outputs import device_of, evaluating, unwrapped
-from attention_branch.explanations.targets import Target
-from attention_branch.files import sha256, write_json
+from attention_branch.explanations.targets import Target, head_target
+from attention_branch.files import require_folder, sha256, write_json
 from attention_branch.metrics.faithfulness import InsertionMinusDeletion
+from attention_branch.metrics.metric import Scorer
 from attention_branch.metrics.statistics import MetricResult
 from attention_branch.models.saving import WEIGHTS, load_model, model_folder
 
@@ -59,7 +60,9 @@ def scan_layers(
     images = images if device is None else images.to(device)
     found: list[LayerScore] = []
     refused = ""
-    with evaluating(network):
+    with evaluating(network), torch.no_grad():
+        # A target that the network does not know is no layer's fault.
+        Scorer(network, images[:1], target[:1] if isinstance(target, (Tensor, list)) else target, 1)
         sizes = dict(grid_layers(network, images))
         for name in watch(list(layers or sizes)):
             metric = InsertionMinusDeletion(batch_size=batch_size)
@@ -92,10 +95,13 @@ def scan_files(
 ) -> list[LayerScore]:
     """Rank a run's layers on image files (at most 64, the first), print the table and write OUTPUT/layers.json.
 
+    `target` is as in `explain_files`.
     Raises `UserError` as `scan_layers` does, and for files that cannot be read.
     """
+    require_folder(output)
     folder = model_folder(run)
     model = load_model(folder, device=device)
+    target, note = head_target(model, target)
     paths = find_images(images)[:MOST_IMAGES]
     batch = torch.stack([model.preprocessing.tensor(open_image(path)) for path in paths])
 
@@ -118,6 +124,7 @@ def scan_files(
     record = {
         "model_sha256": sha256(folder / WEIGHTS),
         "method": method,
+        "target": repr(target),
         "files": [str(path) for path in paths],
         "layers": [
             {"layer": score.layer, "height": score.size[0], "width": score.size[1], **score.result.to_dict()}
@@ -126,6 +133,8 @@ def scan_files(
     }
     write_json(Path(output) / "layers.json", record)
     if console is not None:
+        if note:
+            console.print(note, highlight=False)
         console.print(table)
         console.print(f"`--layer {found[0].layer}` explains best by this measure. Open {Path(output) / 'layers.json'}")
     return found

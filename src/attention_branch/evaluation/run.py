@@ -15,7 +15,7 @@ from attention_branch.data.dataset import SPLITS, DataSet, ImageSet
 from attention_branch.errors import UserError
 from attention_branch.evaluation.evaluate import evaluate
 from attention_branch.evaluation.evaluation import Evaluation
-from attention_branch.files import sha256, write_json
+from attention_branch.files import require_folder, sha256, write_json
 from attention_branch.metrics.pointing import TOLERANCE
 from attention_branch.models.saving import WEIGHTS, load_model, model_folder
 
@@ -47,6 +47,7 @@ def evaluate_run(
         raise UserError(f"Unknown split '{split}'; choose one of {', '.join(SPLITS)}.")
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}; give the number of images to evaluate, 1 or more.")
+    home = require_folder(Path(output) if output is not None else (Path(run) if Path(run).is_dir() else Path()))
     folder = model_folder(run)
     model = load_model(folder, device=device)
     trained_on = recorded_data(run)
@@ -85,7 +86,6 @@ def evaluate_run(
         record=record,
         progress=progress,
     )
-    home = Path(output) if output is not None else (Path(run) if Path(run).is_dir() else Path())
     write_json(home / f"evaluation-{used}.json", evaluation.to_dict())
     if report is not None:
         report(home / "report.html", model, images, evaluation)

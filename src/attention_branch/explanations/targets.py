@@ -48,6 +48,22 @@ def choose_head(
     return head, wanted
 
 
+def head_target(model: Any, target: Target) -> tuple[Target, str]:
+    """Read what a command line gives: "HEAD=CLASS" names both; without a target the first of several heads is taken.
+
+    Returns the target, and a sentence that says which head was chosen where none was named.
+    """
+    if not model.heads:
+        return target, ""
+    if isinstance(target, str) and "=" in target and target not in model.heads:
+        head, _, wanted = target.partition("=")
+        return {head: wanted}, ""
+    if target is None and len(model.heads) > 1:
+        first = next(iter(model.heads))
+        return first, f"The maps are those of the head '{first}'; choose another with target 'HEAD' or 'HEAD=CLASS'."
+    return target, ""
+
+
 def head_logits(logits: Tensor | Mapping[str, Tensor], head: str | None) -> Tensor:
     """Return the logits (N, K) of one head, or the only ones."""
     if isinstance(logits, Tensor):

@@ -20,7 +20,7 @@ from attention_branch.evaluation.run import versions
 from attention_branch.evaluation.second_look import SecondLook, criteria, second_look
 from attention_branch.explanations.explanation import Explanation, explain
 from attention_branch.explanations.methods import METHODS
-from attention_branch.explanations.targets import Target
+from attention_branch.explanations.targets import Target, head_target
 from attention_branch.files import (
     append_text,
     atomic_path,
@@ -104,7 +104,7 @@ def explain_files(
     paths, output = find_images(images), require_folder(output)
     folder = model_folder(run)
     model = load_model(folder, device=device)
-    target, note = _head_target(model, target)
+    target, note = head_target(model, target)
     settings = {
         "model_sha256": sha256(folder / WEIGHTS),
         "method": method,
@@ -233,19 +233,6 @@ class _Work:
         return (
             mine and (self.output / earlier["map"]["file"]).is_file() and (self.output / earlier["picture"]).is_file()
         )
-
-
-def _head_target(model: Any, target: Target) -> tuple[Target, str]:
-    """Read "HEAD=CLASS", and choose the first head where there are several and none is named."""
-    if not model.heads:
-        return target, ""
-    if isinstance(target, str) and "=" in target and target not in model.heads:
-        head, _, wanted = target.partition("=")
-        return {head: wanted}, ""
-    if target is None and len(model.heads) > 1:
-        first = next(iter(model.heads))
-        return first, f"The maps are those of the head '{first}'; choose another with target 'HEAD' or 'HEAD=CLASS'."
-    return target, ""
 
 
 def _named(paths: Sequence[Path]) -> list[tuple[Path, str]]:
