@@ -499,6 +499,18 @@ def test_sentences_follow_the_numbers():
     assert "do not read it as the reason" in alarms[0]
 
 
+def test_few_images_prove_nothing():
+    few = np.linspace(0.5, 0.6, 5)
+    found = made_up(insertion={"attention": few, "random": few - 0.2, "center": few - 0.1 * np.arange(1, 6)})
+    assert all(found.difference("attention", other, "insertion").interval[0] > 0 for other in ("random", "center"))
+    assert found.verdict("attention", "center", "insertion") == "unclear"
+    assert found.best("insertion") is None
+    _, summary, figures, alarms = headline(found)
+    assert [figure.value for figure in figures] == ["100.0 %", "not shown", "not shown"]
+    assert "5 images are too few for any difference to be sure" in summary
+    assert alarms
+
+
 def test_the_grid_takes_one_of_each_class_in_turn():
     found = made_up(sparsity={"attention": np.zeros(8), "random": np.zeros(8)})
     label = np.array([2, 2, 0, 2, 1, 0, -1, 1])

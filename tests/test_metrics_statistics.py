@@ -47,6 +47,30 @@ def test_a_paired_difference_by_hand():
     assert (mirrored.higher, mirrored.lower) == (0, 6)
 
 
+def test_a_clear_difference_needs_interval_test_and_images():
+    """Of five signs, all alike, a two-sided sign test says 2 / 32 = 0.0625, whatever the bootstrap says."""
+    rising = np.arange(1.0, 9.0)
+    for count, clear in ((1, False), (2, False), (5, False), (6, True), (8, True)):
+        found = paired_difference(result(rising[:count]), result(np.zeros(count)))
+        assert found.clear is clear
+        assert found.to_dict()["clear"] is clear
+        assert count < 2 or found.interval[0] > 0
+    # Many zeros make the test approximate, and too sure of itself.
+    sparse = paired_difference(result(np.r_[np.ones(5), np.zeros(90)]), result(np.zeros(95)))
+    assert sparse.p_value < 0.05
+    assert sparse.interval[0] > 0
+    assert not sparse.clear
+    # Eight small steps up and one large one down: the test is sure, the mean is not.
+    mixed = paired_difference(result(np.r_[rising / 100, -0.5]), result(np.zeros(9)))
+    assert mixed.interval[0] < 0 < mixed.interval[1]
+    assert not mixed.clear
+    # Many small ones down and few large ones up: the mean is sure, the test is not.
+    skewed = paired_difference(result(np.r_[np.full(20, -0.1), np.full(12, 1.0)]), result(np.zeros(32)))
+    assert skewed.interval[0] > 0
+    assert skewed.p_value > 0.05
+    assert not skewed.clear
+
+
 def test_zero_differences_are_ranked_and_then_left_out():
     """Pratt's rule with its normal approximation, from the ranks themselves."""
     differences = np.array([0.0, 0.0, 0.0, 1.0, -2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, -0.5] * 3)

@@ -154,16 +154,19 @@ class Comparison:
         return MEASURES[metric].higher_is_better
 
     def verdict(self, method: str, other: str, metric: str) -> str:
-        """Return "better", "worse" or "unclear": whether the paired interval excludes zero, and on which side."""
+        """Return "better", "worse" or "unclear", by whether the paired difference is `clear` and on which side.
+
+        "higher" and "lower" of a metric that has no better.
+        """
         up, found = self.higher_is_better(metric), self.difference(method, other, metric)
-        if found.interval is None or found.interval[0] <= 0 <= found.interval[1]:
+        if not found.clear:
             return "unclear"
         if up is None:
             return "higher" if found.mean > 0 else "lower"
         return "better" if (found.mean > 0) == up else "worse"
 
     def best(self, metric: str) -> str | None:
-        """Return the method that is better than every other one by a paired interval that excludes zero, if any."""
+        """Return the method whose paired difference to every other one is clear and in its favour, if any."""
         if self.higher_is_better(metric) is None:
             return None
         for method in self.methods:

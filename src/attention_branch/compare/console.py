@@ -24,7 +24,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     console.print(comparison.images_text(), style="bold", highlight=False)
     for start in range(0, len(comparison.metrics), _AT_ONCE):
         console.print(_table(comparison, comparison.metrics[start : start + _AT_ONCE]))
-    console.print("* better than every other method: the 95 % interval of each paired difference excludes zero")
+    console.print("* better than every other method: each paired 95 % interval excludes zero, and p < 0.05")
     _, summary, _, alarms = headline(comparison)
     for text in (summary, *alarms):
         console.print(text, highlight=False)

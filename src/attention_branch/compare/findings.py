@@ -6,7 +6,7 @@ from attention_branch.compare.comparison import Answers, Comparison, share_of
 from attention_branch.compare.measures import MEASURES
 from attention_branch.evaluation.evaluation import interval_text, percent
 from attention_branch.explanations.methods import CLASS_AGNOSTIC, CONTROLS
-from attention_branch.metrics.statistics import PairedDifference
+from attention_branch.metrics.statistics import FEWEST, PairedDifference
 from attention_branch.report.page import Figure
 from attention_branch.report.statements import Statement
 
@@ -69,6 +69,8 @@ def headline(comparison: Comparison) -> tuple[str, str, list[Figure], list[str]]
         parts += [f"that it {what} is not shown" for what, verdict, _ in tests if verdict == "unsure"]
         parts += [f"that it {what} is refuted" for what, verdict, _ in tests if verdict == "wrong"]
         summary += _capital("; ".join(parts)) + "."
+    if comparison.n < FEWEST:
+        summary += f" {comparison.n} images are too few for any difference to be sure; take more."
     summary = summary.strip()
     figures = []
     known = comparison.answers.right[~np.isnan(comparison.answers.right)]
@@ -279,7 +281,7 @@ def _drive_mark(comparison: Comparison) -> str:
     drop = comparison.drive["mean"].drop
     if comparison.drive.verdict == "not applied":
         return "wrong"
-    if drop.interval is None or drop.interval[0] <= 0 <= drop.interval[1]:
+    if not drop.clear:
         return "unsure"
     return "right" if drop.mean > 0 else "wrong"
 

@@ -7,10 +7,13 @@ from attention_branch.compare.measures import MEASURES
 from attention_branch.evaluation.evaluation import percent
 from attention_branch.explanations.methods import CONTROLS
 from attention_branch.metrics.drive_result import OWN, REPLACED
-from attention_branch.metrics.statistics import MetricResult
+from attention_branch.metrics.statistics import FEWEST, MetricResult
 from attention_branch.report.charts import Curves, Interval, Intervals, Line, Panel
 from attention_branch.report.page import Bar, Block, TableBlock
 from attention_branch.report.statements import Cell, Sheet, Tables
+
+CLEAR = f"the 95 % interval excludes zero, p < 0.05, and at least {FEWEST} images differ"
+"""What makes a paired difference clear, in words."""
 
 
 def metrics_sheet(comparison: Comparison) -> Sheet:
@@ -31,9 +34,8 @@ def metrics_sheet(comparison: Comparison) -> Sheet:
         rows,
         text="Below each mean stands its 95 % interval. ↑: higher is better, ↓: lower is better; without an arrow "
         "there is no better. The last three columns are the controls: maps that know nothing of the image.",
-        note="★ marks a method that is better than every other one by paired differences whose 95 % intervals all "
-        "exclude zero; without a star no method is ahead for sure. Intervals are not widened for the number of "
-        f"comparisons. n = {comparison.n}.",
+        note=f"★ marks a method that is better than every other one by clear paired differences: {CLEAR}. Without a "
+        f"star no method is ahead for sure. Nothing is corrected for the number of comparisons. n = {comparison.n}.",
         quiet=frozenset(CONTROLS),
     )
 
@@ -71,8 +73,8 @@ def differences(comparison: Comparison) -> list[Block]:
                 f"{main} against {reference}",
                 rows,
                 text=f"The difference of {main} and {reference}, image by image, with its 95 % interval. Each row has "
-                "its own scale about zero, in the middle, and the better side is always right. An interval that meets "
-                "zero is no clear difference.",
+                "its own scale about zero, in the middle, and the better side is always right. A difference is clear "
+                f"where {CLEAR}.",
             )
         )
     blocks.append(
@@ -80,7 +82,7 @@ def differences(comparison: Comparison) -> list[Block]:
             "Every method against the references",
             [_difference_sheet(comparison, reference) for reference in comparison.references],
             text="Method minus reference, image by image: mean, 95 % interval and p of Wilcoxon's signed-rank test; "
-            "shares in percentage points. Grey: no clear difference.",
+            "shares in percentage points. Grey: no clear difference; clear is one where {CLEAR}.",
         )
     )
     return blocks

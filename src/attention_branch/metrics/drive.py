@@ -217,7 +217,7 @@ class MapDrive:
             "probability": "of the class that the network predicts with its own map",
             "drop": "own map minus the other, image by image",
             "tests": _TESTS,
-            "verdict": "a drop counts where its 95 % interval lies above 0",
+            "verdict": "a drop counts where its 95 % interval lies above 0 and p < 0.05",
             "seed": self.seed,
             "interval": f"bootstrap over images, 95 %, percentile, seed {self.seed}",
             "images_sha256": digest,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from attention_branch.errors import UserError, did_you_mean
-from attention_branch.metrics.statistics import MetricResult, PairedDifference
+from attention_branch.metrics.statistics import FEWEST, MetricResult, PairedDifference
 
 OWN = "own"
 REPLACED = {
@@ -96,15 +96,15 @@ class MapDriveResult:
 
     @property
     def verdict(self) -> str:
-        """What the drops say: a drop counts where its 95 % interval lies above 0.
+        """What the drops say: one counts where it is `clear`, its 95 % interval above 0 and p < 0.05.
 
         'drives': without the places in its map (`mean`) the answers get worse. 'only when wrong': they do not, but with
         a map that looks elsewhere they do. 'does not drive': neither is shown. 'not applied': the mechanism is "none".
-        'unknown': fewer than two images.
+        'unknown': fewer than six images.
         """
         if self.mechanism == "none":
             return "not applied"
-        if self.rows["mean"].drop.interval is None:
+        if self.rows["mean"].drop.n < FEWEST:
             return "unknown"
         if _worse(self.rows["mean"].drop):
             return "drives"
@@ -139,7 +139,7 @@ class MapDriveResult:
             if self.labelled and mean.mean < SLIGHT <= self.rows[worst].drop.mean:
                 head = f"A wrong map spoils the answer, and the right one adds a little to it: {wrong}; {blank}."
         elif self.verdict == "only when wrong":
-            better = mean.interval is not None and mean.interval[1] < 0
+            better = mean.clear and mean.mean < 0
             head = f"A wrong map spoils the answer: {wrong}. " + (
                 f"But the network would answer better without looking anywhere: {blank}."
                 if better
@@ -150,7 +150,7 @@ class MapDriveResult:
             # Where no answer changes with any map there is nothing to prove.
             head = "That the map drives the answer is not shown" if changed else "The map does not drive the answer"
             head = f"{head}: {blank}; {wrong}."
-        return f"{head} (n = {mean.n}; a drop counts where its 95 % interval lies above 0.){note}"
+        return f"{head} (n = {mean.n}; a drop counts where its 95 % interval lies above 0 and p < 0.05.){note}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return all as plain values for a JSON file."""
@@ -168,7 +168,7 @@ class MapDriveResult:
 
 
 def _worse(drop: PairedDifference) -> bool:
-    return drop.interval is not None and drop.interval[0] > 0
+    return drop.clear and drop.mean > 0
 
 
 def _change(drop: PairedDifference) -> str:

@@ -13,6 +13,8 @@ from attention_branch.errors import UserError
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
+FEWEST = 6
+"""Differing images that a clear difference needs: of five signs, all alike, a two-sided test says p = 0.06."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,9 +63,20 @@ class PairedDifference:
     lower: int
     equal: int
 
+    @property
+    def clear(self) -> bool:
+        """Whether the two differ for sure: the interval excludes zero, p < 0.05, and six images or more differ.
+
+        Both are asked, because a bootstrap interval of few images is too narrow: of three of one sign it never meets
+        zero.
+        """
+        if self.interval is None or self.p_value is None or self.higher + self.lower < FEWEST:
+            return False
+        return not self.interval[0] <= 0 <= self.interval[1] and self.p_value < 1 - CONFIDENCE
+
     def to_dict(self) -> dict[str, Any]:
-        """Return all as plain values for a JSON file; NaN becomes None."""
-        values = dict(vars(self))
+        """Return all, and whether it is clear, as plain values for a JSON file; NaN becomes None."""
+        values = {**vars(self), "clear": self.clear}
         values["mean"] = None if math.isnan(self.mean) else self.mean
         values["interval"] = list(self.interval) if self.interval is not None else None
         return values
