@@ -18,6 +18,7 @@ from attention_branch.errors import UserError
 from attention_branch.explanations import METHODS, explain, upsample
 from attention_branch.explanations.overlay import colored, display_size, map_scale, overlay
 from attention_branch.explanations.targets import class_index, resolve_target
+from attention_branch.metrics import cascading_randomization
 from attention_branch.models.preprocessing import Preprocessing
 
 
@@ -205,6 +206,67 @@ def test_the_model_is_left_as_it_was(images):
         explain(model, images)
     assert model.norm.training  # Also after a failure.
     assert torch.equal(model.norm.running_mean, before["norm.running_mean"])
+
+
+def test_the_warning_about_training_mode_points_at_the_callers_line(images):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).train()
+    for call in (
+        lambda: explain(model, images, "grad-cam"),
+        lambda: cascading_randomization(model, images, "grad-cam", stages=["0"]),
+    ):
+        with pytest.warns(UserWarning, match="training mode") as caught:
+            call()
+        assert {warning.filename for warning in caught} == {__file__}
+
+
+def test_a_model_may_be_a_function(images):
+    model = Plain().eval()
+
+    def answer(pictures):
+        return model(pictures.detach()).detach().numpy().tolist()
+
+    def scores(pictures):
+        return torch.tensor(answer(pictures))
+
+    expected = explain(model, images, "occlusion")
+    found = explain(scores, images, "occlusion")
+    torch.testing.assert_close(found.maps, expected.maps)
+    assert explain(scores, images, "center").target is None
+    for method, words in (
+        ("attention", "without an attention branch"),
+        ("grad-cam", "layer"),
+        ("integrated-gradients", "gradient"),
+        ("rollout", "no self-attention"),
+    ):
+        with pytest.raises(UserError, match=words):
+            explain(scores, images, method)
+    for nothing in (None, "resnet", nn.Linear):
+        with pytest.raises(UserError, match=r"give a torch\.nn\.Module, or a function"):
+            explain(nothing, images)
+    for wrong in (None, 5, images.numpy(), images[0], images.byte()):
+        with pytest.raises(UserError, match="normalised float tensor"):
+            explain(model, wrong, "center")
+
+
+def test_rollout_of_attention_called_with_all_by_position(images):
+    class Positional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Conv2d(3, 8, 4, 4)
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+            self.head = nn.Linear(8, 3)
+            self.by_position = True
+
+        def forward(self, x):
+            tokens = self.embed(x).flatten(2).transpose(1, 2)
+            if self.by_position:
+                return self.head(self.attention(tokens, tokens, tokens, None, False, None)[0].mean(1))
+            return self.head(self.attention(tokens, tokens, tokens)[0].mean(1))
+
+    model = Positional().eval()
+    found = explain(model, images, "rollout").maps
+    model.by_position = False
+    torch.testing.assert_close(found, explain(model, images, "rollout").maps)
 
 
 def test_pictures_are_preprocessed_like_the_models_input():

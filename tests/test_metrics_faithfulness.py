@@ -448,8 +448,30 @@ def test_bad_input_is_refused_in_a_sentence(net, images, maps):
         ADCC(lambda *_: torch.zeros(5, 2, 2)).update(net, images, maps)
     with pytest.raises(UserError, match="NaN or infinite values for a changed image"):
         ADCC(lambda *_: torch.full((5, SIDE, SIDE), math.nan)).update(net, images, maps)
+    with pytest.raises(UserError, match="Images are a normalised float tensor"):
+        Deletion().update(net, images.numpy(), maps)
+    with pytest.raises(UserError, match="regions is 5"):
+        Deletion().update(net, images, maps, regions=5)
+    with pytest.raises(UserError, match=r"model is 'resnet'; give a torch.nn.Module, or a function"):
+        Deletion().update("resnet", images, maps)
     with pytest.raises(UserError, match="training mode"):
         AverageDrop().update(net.train(), images, maps)
+
+
+def test_a_model_may_be_a_function(net, images, maps):
+    """A classifier behind a wall, such as one that answers from another process, is measured like any other."""
+    for metric in (Deletion(), AverageDrop()):
+        expected = metric.update(net, images, maps)
+        metric.reset()
+        found = metric.update(lambda pictures: {"logits": net(pictures).detach().clone()}, images, maps)
+        torch.testing.assert_close(found, expected)
+
+
+def test_numbers_of_numpy_are_numbers(net, images, maps):
+    expected = Deletion(steps=5).update(net, images, maps)
+    metric = Deletion(steps=np.int64(5))
+    assert torch.equal(metric.update(net, images, maps), expected)
+    assert type(metric.compute().protocol["steps"]) is int
 
 
 def test_scores_that_are_no_numbers_are_left_out(images, maps):

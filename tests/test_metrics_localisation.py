@@ -280,6 +280,22 @@ def test_the_grid_pointing_game():
     assert half.numpy() == pytest.approx(np.full(len(mosaics), 0.5))
 
 
+def test_mosaics_of_half_precision_and_of_nonsense():
+    images, classes = torch.rand(8, 3, 8, 8), torch.arange(8) % 4
+    half = grid_mosaics(images.half(), classes.numpy(), size=(8, 8))
+    whole = grid_mosaics(images.half().float(), classes.tolist(), size=(8, 8))
+    assert half.images.dtype == torch.float16
+    torch.testing.assert_close(half.images.float(), whole.images, atol=1e-3, rtol=0)
+    for change, words in (
+        ({"classes": ["a", "b"] * 4}, "classes is an array of real numbers"),
+        ({"cells": 2.0}, "cells is 2.0"),
+        ({"limit": 0}, "limit is 0"),
+        ({"images": None}, "Images are a normalised float tensor"),
+    ):
+        with pytest.raises(UserError, match=words):
+            grid_mosaics(**({"images": images, "classes": classes} | change))
+
+
 def test_what_cannot_be_is_refused():
     for wrong in (
         lambda: EnergyPointingGame(normalize="max"),

@@ -1,5 +1,6 @@
 """Linear imputation against scipy's sparse solver, and ROAD against its definition written as plain loops."""
 
+import json
 import math
 
 import numpy as np
@@ -267,6 +268,19 @@ def test_maps_that_say_nothing_score_nothing(net, images, maps):
     assert (metric.update(net, images, torch.full_like(maps, 0.3)) == 0).all()
     assert metric.compute().counts["constant"] == 4
     assert torch.allclose(metric.update(net, images, maps), -metric.update(net, images, -maps), atol=1e-9)
+
+
+def test_percentiles_may_be_an_array(net, images, maps):
+    metric, expected = Road(percentiles=np.array([20, 50])), Road(percentiles=[20, 50])
+    assert torch.equal(metric.update(net, images, maps), expected.update(net, images, maps))
+    assert json.dumps(metric.compute().to_dict()) == json.dumps(expected.compute().to_dict())
+
+
+def test_a_refused_batch_counts_nothing(net, images, maps):
+    metric = Road(percentiles=[99.99])
+    with pytest.raises(UserError, match="leaves none to fill in from"):
+        metric.update(net, images, torch.zeros_like(maps))
+    assert metric.compute().counts["constant"] == 0
 
 
 def test_bad_options_are_refused(net, images, maps):

@@ -270,6 +270,14 @@ def test_stages_by_name_and_their_number(tiny):
         cascading_randomization(model, images, first_activation, target=9)
 
 
+def test_nothing_to_randomise_or_to_compare(tiny):
+    with pytest.raises(UserError, match="stages is empty"):
+        cascading_randomization(tiny, torch.rand(2, 3, 8, 8), "grad-cam", stages=[])
+    for images, words in ((None, "normalised float tensor"), (torch.rand(0, 3, 8, 8), "no image")):
+        with pytest.raises(UserError, match=words):
+            cascading_randomization(tiny, images, "grad-cam")
+
+
 def test_the_reading(tiny):
     model, images = tiny
 

@@ -212,6 +212,13 @@ def test_nothing_and_nonsense():
     for tolerance in (-1, math.nan):
         with pytest.raises(UserError):
             PointingGame(tolerance)
+    by_class, hard = PointingGame(average="class"), PointingGame(subset="difficult")
+    for target in ([None, None], [[1], [2]], [1.5, 2.0], [True, False], None):
+        with pytest.raises(UserError, match="class"):
+            by_class.update(None, None, torch.rand(2, 4, 4), target, torch.ones(2, 4, 4))
+    for others in ([None, True], ["yes", "no"], [[True], [False]]):
+        with pytest.raises(UserError, match="others"):
+            hard.update(None, None, torch.rand(2, 4, 4), None, torch.ones(2, 4, 4), others=others)
     play(game, torch.rand(1, 4, 4), torch.ones(1, 4, 4))
     game.reset()
     assert game.compute().n == 0
@@ -222,6 +229,9 @@ def test_boxes_become_masks_by_pixel_centres():
     assert masks[0].int().tolist() == [[0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]]
     assert masks[1].sum() == 0  # no pixel's centre lies in it
     assert masks[2].sum() == 0
+    assert box_masks([], 3, 4).shape == (0, 3, 4)
+    with pytest.raises(UserError, match="boxes is an array of real numbers"):
+        box_masks([[1, 0, 3, 2], [1, 2]], 3, 4)
     with pytest.raises(UserError):
         box_masks([1, 2, 3], 4, 4)
 

@@ -202,11 +202,25 @@ def test_the_map_is_held_against_the_patch():
     assert (found.peaks.double().mean(1) - SIDE / 2).abs().max() <= 1
 
 
+class Unused:
+    """A progress bar that a search which cannot succeed must not begin."""
+
+    def add_task(self, *_arguments, **_options):
+        raise AssertionError("the search began")
+
+
+unused = Unused()
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
         ({"images": torch.zeros(4, 3, SIDE, SIDE)}, "4 images are too few"),
-        ({"images": torch.zeros(3, SIDE, SIDE)}, "normalised floats"),
+        ({"images": torch.zeros(3, SIDE, SIDE)}, "normalised float tensor"),
+        ({"regions": [np.zeros((4, 4), bool), *[np.zeros((SIDE, SIDE), bool)] * 23]}, "give masks at the network's"),
+        ({"regions": 5}, "24 images and 5"),
+        ({"method": "attention"}, "without an attention branch"),
+        ({"head": "kind"}, "one task and no head 'kind'"),
         ({"regions": np.zeros((24, 8, 8), bool)}, "give masks at the network's input size"),
         ({"regions": np.zeros((5, SIDE, SIDE), bool)}, "24 images and 5 regions"),
         ({"regions": [None] * 24}, "0 images are too few"),
@@ -220,7 +234,21 @@ def test_nonsense_is_refused_in_a_sentence(change, says):
     if "images" in change:
         arguments["regions"] = None
     with pytest.raises(ab.UserError, match=says):
-        search(by_level(0), **arguments)
+        search(by_level(0), **arguments, progress=unused)
+
+
+def test_one_of_several_heads_is_named_before_the_search():
+    class Heads(nn.Module):
+        def forward(self, images):
+            return {"a": 20 * by_level(0)(images), "b": images.mean((2, 3))}
+
+    images, objects, _, _ = pictures(24, "look")
+    with pytest.raises(ab.UserError, match=r"2 heads; choose one with head='a' \(a, b\)"):
+        find_shortcut(Heads().eval(), images, objects, method=None, patch=PATCH, progress=unused)
+    with pytest.raises(ab.UserError, match="no head 'c'"):
+        find_shortcut(Heads().eval(), images, objects, method=None, head="c", patch=PATCH, progress=unused)
+    found = find_shortcut(Heads().eval(), images, objects, method=None, head="a", patch=PATCH)
+    assert found.verdict == search(by_level(0), images, objects).verdict == "shortcut"
 
 
 def test_paint_is_the_gaussian_mean_of_what_is_left():

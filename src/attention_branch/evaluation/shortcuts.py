@@ -18,9 +18,16 @@ from attention_branch.errors import UserError
 from attention_branch.evaluation.removal import paint_over
 from attention_branch.evaluation.shortcut_finding import AnswerFinding, Place, Share, ShortcutSearch
 from attention_branch.explanations.explanation import explain
-from attention_branch.explanations.outputs import device_of, evaluating, predict, probabilities, unwrapped
+from attention_branch.explanations.outputs import (
+    checked_images,
+    device_of,
+    evaluating,
+    predict,
+    probabilities,
+    unwrapped,
+)
 from attention_branch.explanations.targets import choose_head, head_class_names, head_logits
-from attention_branch.metrics.metric import at_once
+from attention_branch.metrics.metric import as_tensor, at_once
 
 PATCH = 1 / 8
 """Side of the patch as a share of the image's shorter side: 1.6 % of a square image."""
@@ -64,6 +71,10 @@ def find_shortcut(
     """
     images, masks, index, left_out = _usable(model, images, regions)
     with evaluating(model), torch.no_grad():
+        head = _head(model, images[:1], head)
+        if method is not None:
+            # A map that the network does not have is said before the long search.
+            explain(model, images[:1], method, head)
         search = _Search(model, images, masks, head, patch, batch_size, seed)
         search.scan(progress)
         return search.result(method, index, left_out)
@@ -71,30 +82,42 @@ def find_shortcut(
 
 def _usable(model: nn.Module, images: Tensor, regions: Any) -> tuple[Tensor, Tensor | None, Tensor, int]:
     """Check images and regions and leave out images without a region where others have one."""
-    if images.ndim != 4 or not images.is_floating_point():
-        raise UserError(f"Images are normalised floats (N, 3, H, W); these have the shape {tuple(images.shape)}.")
     device = device_of(model)
-    images = images.detach() if device is None else images.detach().to(device)
+    images = checked_images(images) if device is None else checked_images(images).to(device)
     index = torch.arange(len(images))
     masks = None
     if regions is not None:
-        if len(regions) != len(images):
-            raise UserError(f"There are {len(images)} images and {len(regions)} regions; give one region per image.")
+        if not isinstance(regions, (Tensor, np.ndarray, Sequence)) or len(regions) != len(images):
+            given = f"{len(regions)} regions" if isinstance(regions, (Tensor, np.ndarray, Sequence)) else repr(regions)
+            raise UserError(f"There are {len(images)} images and {given}; give one region per image.")
         known = [place for place, region in enumerate(regions) if region is not None]
         index = torch.tensor(known, dtype=torch.int64)
         if known:
-            masks = torch.stack([torch.as_tensor(regions[place]) != 0 for place in known]).to(images.device)
-            if masks.shape[1:] != images.shape[-2:]:
+            found = [as_tensor(regions[place], "A region") != 0 for place in known]
+            odd = next((mask for mask in found if mask.shape != images.shape[-2:]), None)
+            if odd is not None:
                 raise UserError(
-                    f"Regions of {tuple(masks.shape[1:])} for images of {tuple(images.shape[-2:])}; give masks at the "
+                    f"Regions of {tuple(odd.shape)} for images of {tuple(images.shape[-2:])}; give masks at the "
                     "network's input size (Sample.region makes them)."
                 )
+            masks = torch.stack(found).to(images.device)
             # An object that was cropped away is nowhere to be beside of.
             inside = masks.flatten(1).any(1).cpu()
             masks, index = masks[inside], index[inside]
     if len(index) < _LEAST_IMAGES:
         raise UserError(f"{len(index)} images are too few to search for a shortcut; give {_LEAST_IMAGES} or more.")
     return images[index], masks, index, len(images) - len(index)
+
+
+def _head(model: nn.Module, image: Tensor, head: str | None) -> str | None:
+    """Return the head whose answers are searched; `UserError` where the network has several and none is named."""
+    scores = predict(model, image)
+    heads = list(scores) if not isinstance(scores, Tensor) else []
+    if head is None and len(heads) > 1:
+        raise UserError(f"The model has {len(heads)} heads; choose one with head='{heads[0]}' ({', '.join(heads)}).")
+    if head is not None and not heads:
+        raise UserError(f"The model has one task and no head '{head}'; leave head out.")
+    return head if head is None else choose_head(unwrapped(model), {head: None}, scores)[0]
 
 
 class _Search:
@@ -119,7 +142,7 @@ class _Search:
                 f"A patch of {patch:g} of the shorter side has {self.side} pixels of {shorter}; it takes 2 pixels to "
                 "half of the side."
             )
-        self.head, _ = choose_head(unwrapped(model), head, None) if head is not None else (head, None)
+        self.head = head
         self.names = head_class_names(unwrapped(model), self.head)
         self.margin = max(1, round(MARGIN * shorter))
         self.masks = masks

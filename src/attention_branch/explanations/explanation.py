@@ -1,7 +1,7 @@
 """`explain`, the one call for every kind of map, and the frozen `Explanation` it returns."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from attention_branch.errors import UserError, did_you_mean
 from attention_branch.explanations.figure import figure
 from attention_branch.explanations.methods import METHODS, Request
-from attention_branch.explanations.outputs import device_of, eager, evaluating, preprocessing_of, unwrapped
+from attention_branch.explanations.outputs import (
+    checked_images,
+    device_of,
+    eager,
+    evaluating,
+    preprocessing_of,
+    unwrapped,
+)
 from attention_branch.explanations.overlay import overlay, to_picture
 from attention_branch.explanations.resizing import upsample
 from attention_branch.explanations.targets import Target, head_class_names, head_logits, predicted
@@ -137,7 +144,7 @@ class Explanation:
 
 
 def explain(
-    model: nn.Module,
+    model: nn.Module | Callable[[Tensor], Any],
     images: Tensor | Image.Image | Sequence[Image.Image],
     method: str = "attention",
     target: Target = None,
@@ -147,11 +154,11 @@ def explain(
 ) -> Explanation:
     """Explain a batch of normalised images (N, 3, H, W), or pictures that the model's preprocessing makes so.
 
-    Any classifier will do: one of ours, timm's, torchvision's, a module that returns a tensor, tuple or dict. Methods:
-    "attention" (the network's own map M; class-agnostic) and "attention-class" (its branch's evidence for a class), for
-    networks with an attention branch; "cam", "grad-cam", "grad-cam++", "hires-cam", "layer-cam" (read a `layer`);
-    "rollout" (vision transformers; class-agnostic); "integrated-gradients" and "occlusion" (need captum); the controls
-    "random" (from `seed`), "center" (Gaussian, sigma 0.25 of the side) and "constant".
+    Any classifier will do: one of ours, timm's, torchvision's, a module or a function that returns a tensor, tuple
+    or dict. Methods: "attention" (the network's own map M; class-agnostic) and "attention-class" (its branch's evidence
+    for a class), for networks with an attention branch; "cam", "grad-cam", "grad-cam++", "hires-cam", "layer-cam" (read
+    a `layer`); "rollout" (vision transformers; class-agnostic); "integrated-gradients" and "occlusion" (need captum);
+    the controls "random" (from `seed`), "center" (Gaussian, sigma 0.25 of the side) and "constant".
     `target`: None is the prediction; an index, a class name, one of these per image, a callable from logits to indices;
     with several heads a head's name or {head: class}. Several classes of one image give as many maps from one forward
     pass. `layer`: a module's name or the module; "auto" chooses, and `Explanation.layer` says what and why.
@@ -207,11 +214,11 @@ def _as_batch(model: nn.Module, images: Tensor | Image.Image | Sequence[Image.Im
             )
         images = torch.stack([preprocessing.tensor(picture.convert("RGB")) for picture in pictures])
         images = images.to(next((p.dtype for p in model.parameters() if p.is_floating_point()), images.dtype))
-    if images.ndim != 4 or not images.is_floating_point() or len(images) == 0:
-        shape = tuple(images.shape)
-        raise UserError(f"images has shape {shape} and type {images.dtype}; explain takes float (N, 3, H, W), N >= 1.")
+    images = checked_images(images)
+    if len(images) == 0:
+        raise UserError("There is no image to explain; give one or more.")
     device = device_of(model)
-    batch = images.detach() if device is None else images.detach().to(device)
+    batch = images if device is None else images.to(device)
     # What was made in inference mode cannot be part of a graph.
     return batch.clone() if batch.is_inference() else batch
 

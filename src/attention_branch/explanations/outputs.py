@@ -1,10 +1,12 @@
 """What any classifier answers, brought to one form: class scores from a tensor, a tuple, a dict or a named output."""
 
+import contextlib
 import itertools
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,8 +19,31 @@ Scores = Tensor | Mapping[str, Tensor]
 _NAMES = ("logits", "out", "output", "scores", "class_logits", "pred", "prediction", "predictions")
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the network inside torch.compile, DataParallel and DistributedDataParallel; others as they are."""
+class BlackBox(nn.Module):
+    """A function from images (N, 3, H, W) to what a classifier answers, as a module without parameters or layers."""
+
+    def __init__(self, answer: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.answer = answer
+        self.eval()
+
+    def forward(self, images: Tensor) -> Any:
+        """Return the function's answer."""
+        return self.answer(images)
+
+
+def unwrapped(model: nn.Module | Callable[[Tensor], Any]) -> nn.Module:
+    """Return the network inside torch.compile, DataParallel and DistributedDataParallel; others as they are.
+
+    A function becomes a `BlackBox`. Raises `UserError` for what is neither a module nor a function.
+    """
+    if not isinstance(model, nn.Module):
+        if isinstance(model, type) or not callable(model):
+            raise UserError(
+                f"model is {model!r:.80}; give a torch.nn.Module, or a function from images (N, 3, H, W) to class "
+                "scores (N, K)."
+            )
+        return BlackBox(model)
     while True:
         inner = getattr(model, "_orig_mod", None)
         if inner is None and isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
@@ -89,12 +114,13 @@ def probabilities(logits: Tensor) -> Tensor:
 @contextmanager
 def evaluating(model: nn.Module, *, warn: bool = False) -> Iterator[None]:
     """Put every module into eval mode, and each back into its own mode afterwards (a frozen BatchNorm stays frozen)."""
+    model = model if isinstance(model, nn.Module) else unwrapped(model)
     training = [module for module in model.modules() if module.training]
     if warn and model.training:
         warnings.warn(
             "The model is in training mode; it is explained in eval mode and left as it was. Call model.eval() first.",
             UserWarning,
-            stacklevel=4,
+            stacklevel=_callers_level(),
         )
     model.eval()
     try:
@@ -102,6 +128,23 @@ def evaluating(model: nn.Module, *, warn: bool = False) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def _callers_level() -> int:
+    """Return the stack level, for a warning, of the first frame that is neither this package's nor a library's."""
+    own = (str(Path(__file__).parents[1]), str(Path(torch.__file__).parent), contextlib.__file__)
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(own):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def checked_images(images: Any) -> Tensor:
+    """Return images without their graph; `UserError` unless they are floats (N, C, H, W)."""
+    if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
+        given = f"{tuple(images.shape)} of {images.dtype}" if isinstance(images, Tensor) else f"{images!r:.60}"
+        raise UserError(f"Images are a normalised float tensor (N, 3, H, W); these are {given}.")
+    return images.detach()
 
 
 @contextmanager
@@ -120,5 +163,6 @@ def preprocessing_of(model: nn.Module | None) -> Preprocessing | None:
 
 def device_of(model: nn.Module) -> torch.device | None:
     """Return the device of a model's first parameter or buffer; None where it has neither."""
+    model = unwrapped(model)
     first = next(itertools.chain(model.parameters(), model.buffers()), None)
     return None if first is None else first.device

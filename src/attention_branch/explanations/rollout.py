@@ -64,7 +64,9 @@ def rollout(model: nn.Module, images: Tensor) -> tuple[Tensor, Any, str]:
 
 
 def _ask_for_weights(_module: nn.Module, inputs: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    return inputs, options | {"need_weights": True, "average_attn_weights": False}
+    # What a caller gives by position after these four would be given twice.
+    by_name = dict(zip(("need_weights", "attn_mask", "average_attn_weights", "is_causal"), inputs[4:], strict=False))
+    return inputs[:4], by_name | options | {"need_weights": True, "average_attn_weights": False}
 
 
 def _name(model: nn.Module) -> str:

@@ -5,6 +5,7 @@ Petsiuk et al., "RISE", BMVC 2018, arXiv:1806.07421.
 
 import itertools
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -42,10 +43,10 @@ class _Curves(Metric):
         if protocol not in PROTOCOLS:
             known = ", ".join(PROTOCOLS)
             raise UserError(f"Unknown protocol '{protocol}'.{did_you_mean(str(protocol), PROTOCOLS)} Known: {known}.")
-        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
+        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, Integral) or steps < 1):
             raise UserError(f"steps is {steps}; give the number of steps from the image to its substrate, 1 or more.")
         self.preset = protocol if steps is None else "own"
-        self.steps = PROTOCOLS[protocol] if steps is None else steps
+        self.steps = PROTOCOLS[protocol] if steps is None else int(steps)
         self.mean, self.std = mean, std
         super().__init__(batch_size=batch_size, seed=seed)
 

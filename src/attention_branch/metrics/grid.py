@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attention_branch.errors import UserError
-from attention_branch.explanations.outputs import device_of, evaluating, predict, probabilities
+from attention_branch.explanations.outputs import checked_images, device_of, evaluating, predict, probabilities
 from attention_branch.metrics.localisation import EnergyPointingGame
+from attention_branch.metrics.metric import as_tensor
 
 
 class GridPointingGame(EnergyPointingGame):
@@ -78,14 +80,17 @@ def grid_mosaics(
     are no longer independent, so that an interval over them is too narrow. Raises `UserError` when there are fewer than
     cells² classes with an image, and for a size that the cells do not divide.
     """
-    labels = torch.as_tensor(np.asarray(classes.cpu() if isinstance(classes, Tensor) else classes)).long()
-    if images.ndim != 4 or labels.shape != (len(images),):
+    images, labels = checked_images(images), as_tensor(classes, "classes").cpu().long()
+    if labels.shape != (len(images),):
         raise UserError(
             f"Mosaics need images (N, 3, H, W) and their classes (N,); these have {tuple(images.shape)} and "
             f"{tuple(labels.shape)}."
         )
-    if cells < 2:
+    if not isinstance(cells, Integral) or cells < 2:
         raise UserError(f"cells is {cells}; a mosaic has 2 or more pictures a side.")
+    cells = int(cells)
+    if limit is not None and limit < 1:
+        raise UserError(f"limit is {limit}; give the largest number of mosaics, 1 or more.")
     if size is not None and (size[0] % cells or size[1] % cells or min(size) < cells):
         raise UserError(f"A mosaic of {size[0]}x{size[1]} does not divide into {cells}x{cells} equal cells.")
     usable = np.arange(len(labels)) if model is None else _rightly_named(model, images, labels, confidence, batch_size)
@@ -106,10 +111,12 @@ def grid_mosaics(
     ]
     sources = torch.tensor(np.stack([group for group, _ in rows]))
     places = torch.tensor([cell for _, cell in rows])
-    pictures = images.detach()
+    pictures = images
     if size is not None:
         inner = (size[0] // cells, size[1] // cells)
-        pictures = F.interpolate(pictures, size=inner, mode="bilinear", align_corners=False, antialias=True)
+        # On a CPU half precision is not resized with antialiasing.
+        wide = pictures if pictures.dtype == torch.float64 else pictures.float()
+        pictures = F.interpolate(wide, size=inner, mode="bilinear", align_corners=False, antialias=True).to(images)
     height, width = pictures.shape[-2:]
     grid = pictures[sources.to(pictures.device)].unflatten(1, (cells, cells))  # (M, row, column, 3, h, w)
     whole = grid.permute(0, 3, 1, 4, 2, 5).reshape(len(rows), images.shape[1], cells * height, cells * width)

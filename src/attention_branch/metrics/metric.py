@@ -4,7 +4,7 @@ import copy
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 from zipfile import BadZipFile
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_branch.errors import UserError
-from attention_branch.explanations.outputs import device_of, predict, probabilities, unwrapped
+from attention_branch.explanations.outputs import checked_images, device_of, predict, probabilities, unwrapped
 from attention_branch.explanations.targets import Target, choose_head, head_class_names, head_logits, resolve_target
 from attention_branch.metrics.statistics import RESAMPLES, MetricResult, bootstrap_interval
 
@@ -24,11 +24,11 @@ Regions = Tensor | np.ndarray | Sequence[Tensor | np.ndarray | None]
 class Metric(ABC):
     """A number for maps, collected over batches: `update`, `compute`, `reset`; `gather` brings processes together.
 
-    `update(model, images, maps, target=None, regions=None)` takes normalised images (N, 3, H, W) and maps (N, H, W) of
-    the same size, from `explain`, another library or a .npy file (its path); `target` as in `explain` (None: the
-    model's prediction on the clean image); `regions` are the objects' masks where a metric needs them. It
-    returns the value of each image, (N,) float64, NaN for one left out. Raises `UserError` for maps of another size or
-    with NaN, a model in training mode, a target the model does not know.
+    `update(model, images, maps, target=None, regions=None)` takes a model, which may be a function, normalised images
+    (N, 3, H, W) and maps (N, H, W) of the same size, from `explain`, another library or a .npy file (its path);
+    `target` as in `explain` (None: the model's prediction on the clean image); `regions` are the objects' masks where a
+    metric needs them. It returns the value of each image, (N,) float64, NaN for one left out. Raises `UserError` for
+    maps of another size or with NaN, a model in training mode, a target the model does not know.
     """
 
     name: ClassVar[str]
@@ -52,7 +52,7 @@ class Metric(ABC):
 
     def update(
         self,
-        model: nn.Module | None,
+        model: nn.Module | Callable[[Tensor], Any] | None,
         images: Tensor | None,
         maps: Tensor | np.ndarray | str | Path,
         target: Target = None,
@@ -62,8 +62,13 @@ class Metric(ABC):
         maps = checked_maps(maps, images)
         if self.needs_regions and regions is None:
             raise UserError(f"'{self.name}' needs the objects' places: give regions, one mask per image.")
+        if regions is not None and not isinstance(regions, (Tensor, np.ndarray, Sequence)):
+            raise UserError(
+                f"regions is {regions!r:.60}; give masks (N, H, W), or a list of one mask (H, W) per image."
+            )
         if regions is not None and len(regions) != len(maps):
             raise UserError(f"There are {len(maps)} maps and {len(regions)} regions; give one region per map.")
+        model = model if model is None or isinstance(model, nn.Module) else unwrapped(model)
         if model is not None and unwrapped(model).training:
             raise UserError("The model is in training mode, in which no score repeats; call model.eval() first.")
         if model is not None and images is not None:
@@ -219,8 +224,7 @@ def checked_maps(maps: Tensor | np.ndarray | str | Path, images: Tensor | None) 
     # Half precision would round neighbouring values together and make ties.
     values = values if values.dtype == torch.float64 else values.float()
     if images is not None:
-        if images.ndim != 4 or not images.is_floating_point():
-            raise UserError(f"Images are normalised floats (N, 3, H, W); these have {tuple(images.shape)}.")
+        images = checked_images(images)
         if len(images) != len(values):
             raise UserError(f"There are {len(images)} images and {len(values)} maps; give one map per image.")
         if images.shape[-2:] != values.shape[-2:]:

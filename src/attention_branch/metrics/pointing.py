@@ -1,6 +1,6 @@
 """The pointing game: does the map's maximum fall on the object? (Zhang et al., ECCV 2016, arXiv:1608.00507)"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from attention_branch.errors import UserError
 from attention_branch.explanations.outputs import unwrapped
 from attention_branch.explanations.targets import Target, class_index, head_class_names
-from attention_branch.metrics.metric import Metric, Regions, checked_maps
+from attention_branch.metrics.metric import Metric, Regions, as_tensor, checked_maps
 from attention_branch.metrics.regions import paired_with_masks
 from attention_branch.metrics.statistics import bootstrap_interval
 
@@ -78,7 +78,7 @@ class PointingGame(Metric):
 
     def update(
         self,
-        model: nn.Module | None,
+        model: nn.Module | Callable[[Tensor], Any] | None,
         images: Tensor | None,
         maps: Tensor | np.ndarray | str | Path,
         target: Target = None,
@@ -103,7 +103,7 @@ class PointingGame(Metric):
                     "The difficult subset asks what else is in the picture: give others, one True or False per image, "
                     "or choose subset='small', which asks for the object's size alone."
                 )
-            self._others = torch.as_tensor(np.asarray(others), dtype=torch.bool)
+            self._others = as_tensor(others, "others").cpu().bool()
             if self._others.shape != (len(maps),):
                 raise UserError(f"others has shape {tuple(self._others.shape)}; give one per map, ({len(maps)},).")
         return super().update(model, images, maps, target, regions)
@@ -225,6 +225,9 @@ def _object_classes(model: nn.Module | None, target: Target, count: int) -> Tens
     names = head_class_names(unwrapped(model), head) if model is not None else None
     if any(isinstance(item, str) for item in target) and names is None:
         raise UserError("target holds class names, but no model that knows them was given; give indices.")
+    odd = [item for item in target if isinstance(item, bool) or not isinstance(item, (int, np.integer, str))]
+    if odd:
+        raise UserError(f"target holds {odd[0]!r}; average='class' takes one class per map, an index or a name.")
     classes = [class_index(item, names, len(names or [])) if isinstance(item, str) else int(item) for item in target]
     if min(classes, default=0) < 0:
         raise UserError(f"target holds {min(classes)}; the pointing game over classes needs every object's class.")

@@ -18,7 +18,8 @@ def box_masks(boxes: Tensor | np.ndarray | Sequence[Sequence[float]], height: in
 
     A pixel belongs to the box when its centre lies in it. Raises `UserError` for another shape.
     """
-    edges = torch.as_tensor(np.asarray(boxes) if not isinstance(boxes, Tensor) else boxes).double()
+    edges = as_tensor(boxes, "boxes").double()
+    edges = edges.reshape(0, 4) if edges.numel() == 0 else edges
     if edges.ndim != 2 or edges.shape[1] != 4:
         raise UserError(f"Boxes have shape (N, 4), x0, y0, x1, y1; these have {tuple(edges.shape)}.")
     x0, y0, x1, y1 = (edges[:, side, None] for side in range(4))

@@ -54,12 +54,13 @@ class Road(Metric):
         if order not in ORDERS:
             known = ", ".join(ORDERS)
             raise UserError(f"order is '{order}'; it must be one of {known}.{did_you_mean(str(order), ORDERS)}")
-        if not percentiles or not all(0 < percentile < 100 for percentile in percentiles):
+        shares = [float(percentile) for percentile in percentiles]
+        if not shares or not all(0 < share < 100 for share in shares):
             raise UserError(f"percentiles is {percentiles}; give shares of the pixels in per cent, between 0 and 100.")
         if not noise >= 0:
             raise UserError(f"noise is {noise}; give a standard deviation, 0 for none.")
         self.order = order
-        self.percentiles = tuple(percentiles)
+        self.percentiles = tuple(int(share) if share.is_integer() else share for share in shares)
         self.noise = float(noise)
         self._orders = ("lerf", "morf") if order == "combined" else (order,)
         if order != "combined":
@@ -89,7 +90,6 @@ class Road(Metric):
     ) -> Tensor:
         scorer = Scorer(model, images, target, self.batch_size)
         assert images is not None  # or the scorer would have refused
-        self._count("constant", int(constant(maps).sum()))
         # As many images at once as their holes fill a batch of the model.
         group = max(1, self.batch_size // (len(self._orders) * len(self.percentiles)))
         parts = zip(images.split(group), maps.split(group), scorer.classes.split(group), strict=True)
@@ -97,6 +97,7 @@ class Road(Metric):
         mean = scores.mean(2)
         for place, order in enumerate(self._orders):
             self._scores[order].append(scores[:, place])
+        self._count("constant", int(constant(maps).sum()))
         self._count("not_finite", int(mean.isnan().any(1).sum()))
         return (mean[:, 0] - mean[:, 1]) / 2 if self.order == "combined" else mean[:, 0]
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from attention_branch.errors import UserError, did_you_mean
 from attention_branch.explanations.explanation import explain
-from attention_branch.explanations.outputs import device_of, evaluating, predict, unwrapped
+from attention_branch.explanations.outputs import checked_images, device_of, evaluating, predict, unwrapped
 from attention_branch.explanations.targets import (
     Target,
     choose_head,
@@ -177,6 +177,8 @@ def cascading_randomization(
     """
     if max_stages < 1:
         raise UserError(f"max_stages is {max_stages}; give 1 or more.")
+    if stages is not None and not stages:
+        raise UserError("stages is empty; name the modules to randomise, or leave it out.")
     if order not in ("top-down", "bottom-up"):
         raise UserError(f"order is '{order}'; give 'top-down' (from the head) or 'bottom-up' (from the input).")
     comparison = _Comparison(model, images, method, target, layer, batch_size, seed)
@@ -244,10 +246,11 @@ class _Comparison:
         batch_size: int,
         seed: int,
     ) -> None:
-        if images.ndim != 4 or not images.is_floating_point() or len(images) == 0:
-            raise UserError(f"Images are normalised floats (N, 3, H, W), N >= 1; these have {tuple(images.shape)}.")
+        images = checked_images(images)
+        if len(images) == 0:
+            raise UserError("There is no image to compare the maps of; give one or more.")
         self.network = unwrapped(model)
-        self.images = images.detach().to(device_of(self.network) or images.device)
+        self.images = images.to(device_of(self.network) or images.device)
         # What was made in inference mode cannot be part of a graph.
         self.images = self.images.clone() if self.images.is_inference() else self.images
         self.method, self.layer, self.batch_size, self.seed = method, layer, batch_size, seed
