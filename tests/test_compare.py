@@ -499,6 +499,21 @@ def test_sentences_follow_the_numbers():
     assert "do not read it as the reason" in alarms[0]
 
 
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ({"split_images": 5}, "all 5 images of the test split"),
+        ({"split_images": 9}, "5 of the 9 images of the test split, drawn at random (seed 0)"),
+        ({"split_images": 9, "labelled_images": 5}, "all 5 images with a label of the 9 of the test split"),
+        ({"split_images": 9, "labelled_images": 7}, "5 of the 7 images with a label of the test split, drawn at"),
+        ({"split_images": 9, "labelled_images": 9}, "5 of the 9 images of the test split, drawn at random"),
+    ],
+)
+def test_the_images_are_said_as_they_were_chosen(record, words):
+    found = made_up(sparsity={"attention": np.zeros(5)})
+    assert dataclasses.replace(found, record=record | {"split": "test"}).images_text().startswith(words)
+
+
 def test_few_images_prove_nothing():
     few = np.linspace(0.5, 0.6, 5)
     found = made_up(insertion={"attention": few, "random": few - 0.2, "center": few - 0.1 * np.arange(1, 6)})

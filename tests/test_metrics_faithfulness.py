@@ -489,6 +489,22 @@ def test_scores_that_are_no_numbers_are_left_out(images, maps):
     assert all(math.isfinite(score) for score in result.details["deletion"]["curve"]["score"])
 
 
+def test_each_half_counts_its_own_scores_that_are_no_numbers(images, maps):
+    """A network that breaks on dark pictures spoils deletion, which ends in black, and not insertion."""
+
+    class Breaks(nn.Module):
+        def forward(self, pictures):
+            dark = pictures.abs().amax((1, 2, 3)) == 0
+            return torch.where(dark[:, None], torch.nan, pictures.mean((2, 3)))
+
+    metric = InsertionMinusDeletion()
+    metric.update(Breaks().eval(), images, maps)
+    deletion, insertion = (part.compute() for part in metric.parts())
+    assert metric.compute().counts["not_finite"] == deletion.counts["not_finite"] == len(images)
+    assert insertion.counts["not_finite"] == 0
+    assert (deletion.n, insertion.n) == (0, len(images))
+
+
 def test_maps_of_any_strides_and_byte_order(net, images, maps, tmp_path):
     expected = Deletion(steps=4).update(net, images, maps)
     flipped = maps.numpy()[:, :, ::-1]

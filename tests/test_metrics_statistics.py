@@ -188,6 +188,20 @@ def test_two_processes_hold_what_one_holds(tmp_path):
     assert driven["counts"] == {"unlabelled": 0, "no_other_image": 0}
 
 
+def test_a_state_merges_into_another_metric():
+    images, maps, masks = corners(10)
+    whole, first, second = (metrics() for _ in range(3))
+    for metric, part, rest in zip(whole, first, second, strict=True):
+        metric.update(None, images, maps, torch.arange(10) % 2, masks)
+        part.update(None, images[:6], maps[:6], torch.arange(6) % 2, masks[:6])
+        rest.update(None, images[6:], maps[6:], torch.arange(6, 10) % 2, masks[6:])
+        part.merge(rest.state())
+        merged, expected = part.compute(), metric.compute()
+        assert (merged.mean, merged.counts, merged.protocol) == (expected.mean, expected.counts, expected.protocol)
+        assert f"n = {merged.n})" in repr(merged)
+        assert len(repr(merged)) < 120
+
+
 def test_without_other_processes_a_gathered_metric_is_a_copy():
     found, drive = collect(slice(0, 6))
     for metric in found:

@@ -98,6 +98,9 @@ class Comparison:
     seed: int = 0
     output: Path = Path()
 
+    def __repr__(self) -> str:
+        return f"Comparison({self.n} images; {', '.join(self.methods)}; {', '.join(self.metrics)})"
+
     @property
     def n(self) -> int:
         """The number of images."""
@@ -133,9 +136,13 @@ class Comparison:
     def images_text(self) -> str:
         """Say how many images of which data these are, and how they were drawn."""
         whole, split = self.record.get("split_images", self.n), self.record.get("split", "")
+        labelled = self.record.get("labelled_images", whole)
         if self.n == whole:
             return f"all {self.n:,} images of the {split} split"
-        return f"{self.n:,} of the {whole:,} images of the {split} split, drawn at random (seed {self.seed})"
+        if self.n == labelled:
+            return f"all {self.n:,} images with a label of the {whole:,} of the {split} split"
+        which = f"{labelled:,} images with a label" if labelled < whole else f"{whole:,} images"
+        return f"{self.n:,} of the {which} of the {split} split, drawn at random (seed {self.seed})"
 
     def difference(self, method: str, other: str, metric: str) -> PairedDifference:
         """Return method - other on one metric, image by image."""

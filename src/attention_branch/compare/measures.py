@@ -175,13 +175,13 @@ class Measures:
         for name, metric in self._scratch.items():
             metric.reset()
             metric.update(model, images, maps, target, regions if metric.needs_regions else None)
-            states[name] = metric._state()
+            states[name] = metric.state()
         return states
 
     def add(self, states: dict[str, dict[str, Any]]) -> None:
         """Add what `measure` returned, also after it has been in a file."""
         for name, state in states.items():
-            self._metrics[name]._add(state)
+            self._metrics[name].merge(state)
 
     def results(self) -> dict[str, MetricResult]:
         """Return the results by name, in the order the names were given in."""

@@ -12,10 +12,10 @@ from attention_branch.data.dataset import ImageSet, Sample
 from attention_branch.errors import UserError, did_you_mean
 from attention_branch.evaluation.classes import match_classes, rename_targets
 from attention_branch.evaluation.run import (
-    _trust,
     choose_split,
     open_evaluation_data,
     recorded_data,
+    trust_notes,
 )
 from attention_branch.explanations.targets import head_class_names
 
@@ -93,7 +93,7 @@ def open_subset(
     data, own = open_evaluation_data(spec, trained_on, progress=progress)
     used, images, notes = choose_split(data, "test")
     if own:
-        notes += _trust(data, used, trained_on)
+        notes += trust_notes(data, used, trained_on)
     elif trained_on:
         notes.append(f"Other data than the model was trained on ('{trained_on.get('spec')}').")
     matched = match_classes(model, images.tasks, images.multitask)
@@ -111,7 +111,7 @@ def open_subset(
             raise UserError(f"No image of '{spec}' has a label to follow; use --target prediction.")
         if len(index) < len(images):
             notes.append(f"{len(images) - len(index)} images without a label are left out.")
-    whole = len(images)
+    whole, usable = len(images), len(index)
     index = np.random.default_rng(seed).permutation(index)[: limit or None]
     kept = images.subset(index)
     return Subset(
@@ -127,7 +127,8 @@ def open_subset(
             "split": used,
             "split_images": whole,
             "images": len(kept),
-            "subset": f"random, seed {seed}" if len(kept) < whole else "all",
+            **({"labelled_images": usable} if labelled else {}),
+            "subset": f"random, seed {seed}" if len(kept) < usable else "all with a label" if labelled else "all",
             "subset_fingerprint": kept.fingerprint(),
             "left_out_unreadable": len(data.left_out),
             "head": head,

@@ -57,7 +57,7 @@ def evaluate_run(
     data, own = open_evaluation_data(spec, trained_on, progress=progress)
     used, images, notes = choose_split(data, split)
     if own:
-        notes += _trust(data, used, trained_on)
+        notes += trust_notes(data, used, trained_on)
     elif trained_on:
         notes.append(f"Other data than the model was trained on ('{trained_on.get('spec')}').")
     if limit is not None and limit < len(images):
@@ -148,7 +148,7 @@ def versions() -> dict[str, str]:
     }
 
 
-def _trust(data: DataSet, used: str, trained_on: dict[str, Any]) -> list[str]:
+def trust_notes(data: DataSet, used: str, trained_on: dict[str, Any]) -> list[str]:
     """Say where the images may have been trained on: the run's own data whose split is not the recorded one."""
     if used == "train":
         return ["These are the images the model was trained on; the figures say nothing about new ones."]

@@ -121,6 +121,9 @@ class ShortcutSearch:
     index: Tensor
     protocol: Mapping[str, Any]
 
+    def __repr__(self) -> str:
+        return f"ShortcutSearch({self.verdict!r}, n = {self.n}, patch {self.patch} of {self.image_size} pixels)"
+
     @property
     def carrier(self) -> str:
         """What of the patch carries the answer along: its "look" wherever it lies, its "place", or "nothing"."""

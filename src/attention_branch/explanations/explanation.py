@@ -52,6 +52,10 @@ class Explanation:
     def __len__(self) -> int:
         return len(self.maps)
 
+    def __repr__(self) -> str:
+        sizes = " from ".join("x".join(map(str, part.shape)) for part in (self.maps, self.raw))
+        return f"Explanation({self.method!r}, {sizes}, {self.layer!r})"
+
     def overlay(self, index: int | None = None, *, stretch: bool = False) -> Image.Image | list[Image.Image]:
         """Return the image with its map on it: one picture for an index, the list of all without.
 

@@ -55,10 +55,9 @@ def choose_layer(model: nn.Module, layer: str | nn.Module = "auto") -> Layer:
             if name in modules and name:
                 return Layer(name, modules[name])
         names = [name for name in modules if name]
-        raise UserError(
-            f"The network has no layer '{layer}'.{did_you_mean(layer, names)} "
-            f"Its last ones: {', '.join(names[-5:]) or 'none'}."
-        )
+        prefix = trunk(model)[1]
+        hint = did_you_mean(layer.removeprefix(prefix), [name.removeprefix(prefix) for name in names])
+        raise UserError(f"The network has no layer '{layer}'.{hint} Its last ones: {', '.join(names[-5:]) or 'none'}.")
     root, prefix = trunk(model)
     if _class_token(root):
         norms = [name for name, _ in root.named_modules() if name.rpartition(".")[2] in _TOKEN_NORMS]

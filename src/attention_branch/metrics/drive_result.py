@@ -76,6 +76,9 @@ class MapDriveResult:
     counts: dict[str, int]
     protocol: dict[str, Any]
 
+    def __repr__(self) -> str:
+        return f"MapDriveResult({self.verdict!r}, n = {self.n}, mechanism {self.mechanism!r})"
+
     def __getitem__(self, name: str) -> ReplacedMap:
         """Return the row of this name; `UserError` for one there is not."""
         if name not in self.rows:

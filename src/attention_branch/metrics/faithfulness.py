@@ -56,11 +56,13 @@ class _Curves(Metric):
         self._counts = {"constant": 0, "not_finite": 0}
         self._curves: dict[str, list[Tensor]] = {kind: [] for kind in self._kinds}
 
-    def _state(self) -> dict[str, Any]:
-        return {**super()._state(), "curves": {kind: list(parts) for kind, parts in self._curves.items()}}
+    def state(self) -> dict[str, Any]:
+        """Return what was collected, the curves among it."""
+        return {**super().state(), "curves": {kind: list(parts) for kind, parts in self._curves.items()}}
 
-    def _add(self, state: dict[str, Any]) -> None:
-        super()._add(state)
+    def merge(self, state: dict[str, Any]) -> None:
+        """Add what another one collected after this one: a `state()`."""
+        super().merge(state)
         for kind, parts in state["curves"].items():
             self._curves[kind] += parts
 
@@ -188,7 +190,9 @@ class InsertionMinusDeletion(_Curves):
         for part in (deletion, insertion):
             column = 1 + self._kinds.index(part.name)
             values = [values[:, column] for values in self._values]
-            part._add({**self._state(), "values": values, "curves": {part.name: self._curves[part.name]}})
+            lost = sum(int(column_values.isnan().sum()) for column_values in values)
+            state = self.state() | {"values": values, "curves": {part.name: self._curves[part.name]}}
+            part.merge(state | {"counts": state["counts"] | {"not_finite": lost}})
         return deletion, insertion
 
     def _measure(

@@ -56,6 +56,9 @@ class Mosaics:
     def __len__(self) -> int:
         return len(self.images)
 
+    def __repr__(self) -> str:
+        return f"Mosaics({len(self)} of {'x'.join(map(str, self.images.shape[1:]))}, {self.protocol.get('cells')})"
+
 
 def grid_mosaics(
     images: Tensor,

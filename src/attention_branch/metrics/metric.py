@@ -103,14 +103,25 @@ class Metric(ABC):
         Without a process group it is a copy of this one.
         """
         together = copy.copy(self)
-        state: list[Any] = [self._state()]
+        state: list[Any] = [self.state()]
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             state = [None] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(state, self._state())
+            torch.distributed.all_gather_object(state, self.state())
         together.reset()
         for part in state:
-            together._add(part)
+            together.merge(part)
         return together
+
+    def state(self) -> dict[str, Any]:
+        """Return what was collected, as plain values and tensors: for another process, or a file, to be merged."""
+        return {"values": list(self._values), "counts": dict(self._counts), "digests": list(self._digests)}
+
+    def merge(self, state: dict[str, Any]) -> None:
+        """Add what another one of the same protocol collected after this one: a `state()`."""
+        self._values += state["values"]
+        self._digests += state["digests"]
+        for name, count in state["counts"].items():
+            self._count(name, count)
 
     # --- for the metrics themselves ---
 
@@ -137,17 +148,6 @@ class Metric(ABC):
 
     def _details(self) -> dict[str, Any]:
         return {}
-
-    def _state(self) -> dict[str, Any]:
-        """Return what was collected, for another process to add."""
-        return {"values": list(self._values), "counts": dict(self._counts), "digests": list(self._digests)}
-
-    def _add(self, state: dict[str, Any]) -> None:
-        """Add what another process, or a file, collected after this one."""
-        self._values += state["values"]
-        self._digests += state["digests"]
-        for name, count in state["counts"].items():
-            self._count(name, count)
 
     def _count(self, name: str, number: int) -> None:
         self._counts[name] = self._counts.get(name, 0) + int(number)

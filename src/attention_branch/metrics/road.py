@@ -128,10 +128,12 @@ class Road(Metric):
             details[order] = {"curve": curve, "scores": scores}
         return details
 
-    def _state(self) -> dict[str, Any]:
-        return {**super()._state(), "scores": {order: list(parts) for order, parts in self._scores.items()}}
+    def state(self) -> dict[str, Any]:
+        """Return what was collected, the scores among it."""
+        return {**super().state(), "scores": {order: list(parts) for order, parts in self._scores.items()}}
 
-    def _add(self, state: dict[str, Any]) -> None:
-        super()._add(state)
+    def merge(self, state: dict[str, Any]) -> None:
+        """Add what another one collected after this one: a `state()`."""
+        super().merge(state)
         for order, parts in state["scores"].items():
             self._scores[order] += parts

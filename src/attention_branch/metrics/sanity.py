@@ -86,6 +86,10 @@ class Randomization:
     n: int
     protocol: dict[str, Any]
 
+    def __repr__(self) -> str:
+        found = ", ".join(f"{stage.name}: {stage.spearman.mean:.2f}" for stage in self.stages)
+        return f"Randomization({self.method!r}, {self.kind}, n = {self.n}, rank correlations {found})"
+
     def __getitem__(self, name: str) -> RandomizedStage:
         """Return the stage of this name; `UserError` for one there is not."""
         names = [stage.name for stage in self.stages]

@@ -70,9 +70,11 @@ class Entropy(Metric):
         shares = values / total.clamp_min(1e-300)
         return torch.where(total[:, 0] > 0, torch.special.entr(shares).sum(1), torch.nan)
 
-    def _state(self) -> dict[str, Any]:
-        return super()._state() | {"pixels": set(self._pixels)}
+    def state(self) -> dict[str, Any]:
+        """Return what was collected, the sizes of maps among it."""
+        return super().state() | {"pixels": set(self._pixels)}
 
-    def _add(self, state: dict[str, Any]) -> None:
-        super()._add(state)
+    def merge(self, state: dict[str, Any]) -> None:
+        """Add what another one collected after this one: a `state()`."""
+        super().merge(state)
         self._pixels |= set(state["pixels"])

@@ -35,6 +35,11 @@ class MetricResult:
     counts: dict[str, int] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        of = f"{self.protocol['metric']}: " if "metric" in self.protocol else ""
+        interval = f"95 % interval {self.interval[0]:.4g} to {self.interval[1]:.4g}, " if self.interval else ""
+        return f"MetricResult({of}{self.mean:.4g}, {interval}n = {self.n})"
+
     def to_dict(self) -> dict[str, Any]:
         """Return mean, interval, n, counts and protocol as plain values for a JSON file; NaN becomes None."""
         return {
