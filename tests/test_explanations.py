@@ -16,7 +16,7 @@ from attention_branch import create_model
 from attention_branch.cli import main
 from attention_branch.errors import UserError
 from attention_branch.explanations import METHODS, explain, upsample
-from attention_branch.explanations.overlay import colored, display_size, map_scale, overlay
+from attention_branch.explanations.overlay import colored, display_size, map_scale, outlined, overlay, ringed
 from attention_branch.explanations.targets import class_index, resolve_target
 from attention_branch.metrics import cascading_randomization
 from attention_branch.models.preprocessing import Preprocessing
@@ -357,6 +357,35 @@ def test_colored_is_matplotlibs_colormap_and_flat_maps_do_not_divide_by_zero():
     for wrong in (np.full((2, 2), np.nan), np.ones(3), np.ones((0, 2))):
         with pytest.raises(UserError):
             colored(wrong, 4, 4)
+
+
+def test_noise_has_no_line_at_half_of_the_scale():
+    grey = Image.new("RGB", (256, 256), (90, 90, 90))
+    ramp = np.tile(np.linspace(0, 1, 256), (256, 1))
+    noise = np.random.default_rng(0).random((64, 64))
+
+    def white(values):
+        return (np.asarray(overlay(grey, values)).min(2) > 150).mean()
+
+    assert 0.004 < white(ramp) < 0.02  # one to three columns of 256
+    assert white(noise) == 0
+
+
+def test_objects_are_outlined_and_places_ringed():
+    grey = Image.new("RGB", (32, 32), (90, 90, 90))
+    inside = np.zeros((32, 32), bool)
+    inside[8:20, 10:24] = True
+    drawn = np.asarray(outlined(grey, inside, side=32))[..., 0]
+    assert (drawn[8:20, 10:24] == 90).all()  # the object itself stays to be seen
+    for edge in (drawn[7, 9:25], drawn[20, 9:25], drawn[7:21, 9], drawn[7:21, 24]):
+        assert (edge == 255).all()
+    assert (drawn[6, 8:26] == 0).all()
+    assert (drawn[:6] == 90).all()
+    assert outlined(grey, np.ones((32, 32)), side=64).size == (64, 64)
+    ring = np.asarray(ringed(Image.new("RGB", (112, 112), (90, 90, 90)), 0.5, 0.25)).astype(int)[..., 0]
+    changed = np.argwhere(ring != 90)
+    assert changed.mean(0) == pytest.approx([28, 56], abs=0.6)
+    assert ring[28, 56] == 90  # what is ringed stays to be seen
 
 
 def test_small_pictures_are_enlarged_by_whole_factors():

@@ -255,6 +255,18 @@ def test_wilsons_interval_by_its_formula():
     assert proportion_interval(0, 0) is None
 
 
+def test_a_share_of_hits_alone_has_wilsons_interval():
+    """The bootstrap of ten hits knows nothing else; Wilson's 95 % interval of 10 of 10 begins at 10 / (10 + 1.96²)."""
+    game = PointingGame(0)
+    play(game, torch.eye(4).repeat(10, 1, 1), torch.ones(10, 4, 4))
+    found = game.compute()
+    assert found.mean == 1.0
+    assert found.interval == pytest.approx((10 / (10 + 1.959964**2), 1.0))
+    assert "Wilson" in found.protocol["interval"]
+    play(game, torch.eye(4)[None], torch.zeros(1, 4, 4).index_fill(2, torch.tensor([3]), 1) * (1 - torch.eye(4)))
+    assert game.compute().interval == bootstrap_interval(np.r_[np.ones(10), 0])
+
+
 def test_the_protocol_travels_with_the_number():
     protocol = PointingGame(15).compute().protocol
     assert protocol["tolerance"] == 15

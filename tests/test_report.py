@@ -213,9 +213,9 @@ def test_a_changed_setting_or_image_is_not_reused(tmp_path, run, pictures, monke
 def test_class_evidence_and_stretching_are_said(tmp_path, run, pictures):
     explain_files(run, pictures, tmp_path / "out", method="attention-class", target="cow", progress=False)
     assert {entry["map"]["target"]["class"] for entry in lines(tmp_path / "out")} == {"cow"}
-    assert "stretched from" in Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8")).text
+    assert ", stretched" in Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8")).text
     explain_files(run, pictures, tmp_path / "fixed", progress=False)
-    assert "stretched from" not in Page((tmp_path / "fixed" / "report.html").read_text(encoding="utf-8")).text
+    assert ", stretched" not in Page((tmp_path / "fixed" / "report.html").read_text(encoding="utf-8")).text
     for options in ({"target": "cwo"}, {"method": "atention"}, {"top_k": 0}):
         with pytest.raises(UserError):
             explain_files(run, pictures, tmp_path / "no", progress=False, **options)

@@ -66,8 +66,9 @@ def headline(comparison: Comparison) -> tuple[str, str, list[Figure], list[str]]
     summary = f"{_capital(comparison.images_text())}; {len(comparison.methods)} kinds of map, each of the same images. "
     if tests:
         parts = [f"{name} {_listed(passed)}"] if passed else []
-        parts += [f"that it {what} is not shown" for what, verdict, _ in tests if verdict == "unsure"]
-        parts += [f"that it {what} is refuted" for what, verdict, _ in tests if verdict == "wrong"]
+        for kind, said in (("unsure", "not shown"), ("wrong", "refuted")):
+            for what in (what for what, verdict, _ in tests if verdict == kind):
+                parts.append(f"that {'it' if parts else name} {what} is {said}")
         summary += _capital("; ".join(parts)) + "."
     if comparison.n < FEWEST:
         summary += f" {comparison.n} images are too few for any difference to be sure; take more."

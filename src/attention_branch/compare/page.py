@@ -24,9 +24,10 @@ def write_comparison_page(path: str | Path, work: Work, comparison: Comparison) 
         draw.grid(
             "The maps side by side",
             first_of_each_class(comparison, _GRID_ROWS),
-            "The first images of the random subset, one of each class in turn: chosen by this rule, not by eye. Below "
-            "each name stands the scale of the colours; a map without a scale of its own is stretched from its minimum "
-            "to its maximum in every picture, so that its colours show places and not strengths.",
+            f"{min(_GRID_ROWS, comparison.n)} of the {comparison.n} images, chosen by a rule and not by eye: the "
+            "subset's first of each class as the classes come up, then the second. A map without a scale of its own is "
+            "stretched from its minimum to its maximum in every picture, so that its colours show places and not "
+            "strengths.",
         ),
         metrics_sheet(comparison),
         *differences(comparison),

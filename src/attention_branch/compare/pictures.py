@@ -46,8 +46,12 @@ class Pictures:
         *,
         methods: Sequence[str] | None = None,
         metric: str | None = None,
+        peaks: bool = False,
     ) -> PictureGrid:
-        """Return the grid of images at these places in the subset; `metric` writes its value below each map."""
+        """Return the grid of images at these places in the subset; `metric` writes its value below each map.
+
+        `peaks` marks each map's strongest point.
+        """
         chosen = self._found.methods if methods is None else methods
         rows, scales = [], {}
         for place in places:
@@ -59,7 +63,7 @@ class Pictures:
                 values = {method: float(self._found.results[method][metric].values[place]) for method in chosen}
                 under = {method: MEASURES[metric].text(value) for method, value in values.items()}
             rows.append(self._row(place, maps, under))
-        return PictureGrid(title, rows, scales, text)
+        return PictureGrid(title, rows, scales, text, peaks)
 
     def galleries(self) -> list[Block]:
         """Return what is worth a look: where the map fails and where methods or branches differ."""
@@ -71,7 +75,9 @@ class Pictures:
             places = missed[np.argsort(-answers.confidence[missed], kind="stable")][:_GALLERY_ROWS]
             text = f"{len(missed)} images whose {main} map has its strongest point off the object; those with the most "
             text += "confident answers."
-            blocks.append(self.grid("Sure of itself, looking elsewhere", places.tolist(), text, methods=real))
+            blocks.append(
+                self.grid("Sure of itself, looking elsewhere", places.tolist(), text, methods=real, peaks=True)
+            )
         if "insertion-deletion" in found.metrics:
             values = found.results[main]["insertion-deletion"].values.numpy()
             places = np.argsort(np.where(np.isnan(values), np.inf, values), kind="stable")[:_GALLERY_ROWS]
@@ -131,4 +137,5 @@ class Pictures:
             maps=maps,
             verdict="" if label < 0 else "right" if label == answer else "wrong",
             under=under,
+            inside=sample.region(self._work.subset.preprocessing),
         )

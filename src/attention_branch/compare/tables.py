@@ -82,7 +82,7 @@ def differences(comparison: Comparison) -> list[Block]:
             "Every method against the references",
             [_difference_sheet(comparison, reference) for reference in comparison.references],
             text="Method minus reference, image by image: mean, 95 % interval and p of Wilcoxon's signed-rank test; "
-            "shares in percentage points. Grey: no clear difference; clear is one where {CLEAR}.",
+            "shares in percentage points. Grey: no clear difference; clear is one where " + CLEAR + ".",
         )
     )
     return blocks

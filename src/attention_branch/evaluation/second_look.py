@@ -3,9 +3,9 @@
 - `branches_disagree`: the attention branch's own answer is another one.
 - `map_collapsed`: the map says nothing: constant over positions, or near 0 or 1 everywhere.
 - `map_diffuse`: what the map holds above its floor is spread over most of the picture, so it prefers no place.
-- `answer_flips`: with the attended region painted over, the network is sure of another answer. Flips to an answer that
-  it is unsure of are recorded and not flagged: a network that has lost its object has to say something. Where pictures
-  hold one object, nearly every answer flips so, and those that do are the more reliable ones.
+- `answer_flips`: with the region where the map is highest painted over, the network is sure of another answer. Flips
+  to an answer that it is unsure of are recorded and not flagged: a network that has lost its object has to say
+  something. Where pictures hold one object, nearly every answer flips so, and those that do are the more reliable ones.
 
 The last three are about a map, so a control, which knows nothing of the image, is not judged by them.
 """
@@ -26,7 +26,7 @@ from attention_branch.explanations.targets import head_class_names, head_logits
 from attention_branch.metrics.collapse import EDGE, SPREAD
 
 REGION = 0.2
-"""The attended region: this share of the pixels, those where the map is highest; a fifth covers most single objects."""
+"""The removed region: this share of the pixels, those where the map is highest; a fifth covers most single objects."""
 
 SURE = 0.5
 """A network is sure of an answer that it holds more probable than all others together."""
@@ -41,7 +41,7 @@ FLAGS = {
     "branches_disagree": "branches disagree",
     "map_collapsed": "map collapsed",
     "map_diffuse": "map diffuse",
-    "answer_flips": "flips without the attended region",
+    "answer_flips": "flips without the map's highest fifth",
 }
 """The flags, and what they are called on a page."""
 
@@ -60,7 +60,7 @@ class Flag:
 
 @dataclass(frozen=True)
 class WithoutRegion:
-    """The answer with the attended region painted over: its class, its probability, and that of the first answer."""
+    """The answer with the map's highest region painted over: its class, its probability, and the first answer's."""
 
     index: int
     name: str
@@ -71,7 +71,7 @@ class WithoutRegion:
 
 @dataclass(frozen=True)
 class SecondLook:
-    """What is said of one image: its flags, and the answer without the attended region where that was asked."""
+    """What is said of one image: its flags, and the answer without the map's highest region where that was asked."""
 
     flags: tuple[Flag, ...]
     without_region: WithoutRegion | None

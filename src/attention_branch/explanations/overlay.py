@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import matplotlib
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFilter
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -25,6 +25,7 @@ _OPACITY = 0.64
 _SHARPNESS = 1.7
 _PICTURE_COLOR = 0.35
 _LINE_OPACITY = 0.85
+_MOST_LINE = 0.12
 # The darkest tones of the colormap look like shadow in a photo; the overlay starts above them.
 _FIRST_COLOR = 0.25
 
@@ -122,7 +123,33 @@ def _half_line(strength: np.ndarray) -> np.ndarray:
     down, across = np.gradient(strength)
     slope = np.hypot(down, across)
     distance = np.abs(strength - 0.5) / np.maximum(slope, 1e-9)
-    return np.where(slope > 1e-4, np.clip(1.25 - distance, 0, 1), 0)
+    line = np.where(slope > 1e-4, np.clip(1.25 - distance, 0, 1), 0)
+    # In noise it would be everywhere and divide nothing from nothing.
+    return line if (line > 0.5).mean() < _MOST_LINE else np.zeros_like(line)
+
+
+def outlined(picture: Image.Image, inside: np.ndarray, *, side: int = DISPLAY_SIDE) -> Image.Image:
+    """Return a picture, enlarged as by `overlay`, with a white and black line around a mask (H, W) of its size."""
+    shown = enlarged(picture.convert("RGB"), side)
+    mask = Image.fromarray(np.asarray(inside, dtype=np.uint8) * 255).resize(shown.size, Image.Resampling.NEAREST)
+    pixels = np.array(shown)
+    wide = max(1, round(max(shown.size) / DISPLAY_SIDE))
+    near, far = (np.asarray(mask.filter(ImageFilter.MaxFilter(2 * times * wide + 1))) > 0 for times in (1, 2))
+    pixels[far & ~near] = 0
+    pixels[near & (np.asarray(mask) == 0)] = 255
+    return Image.fromarray(pixels)
+
+
+def ringed(shown: Image.Image, x: float, y: float) -> Image.Image:
+    """Return a picture with a white and black ring around a place, given as shares of its width and height."""
+    marked = shown.copy()
+    draw = ImageDraw.Draw(marked)
+    column, row, radius = x * shown.width, y * shown.height, max(4, round(max(shown.size) / 28))
+    for wider, color in ((1, "black"), (0, "white")):
+        reach = radius + wider
+        edges = (column - reach, row - reach, column + reach, row + reach)
+        draw.ellipse(edges, outline=color, width=2 + 2 * wider)
+    return marked
 
 
 def colored(

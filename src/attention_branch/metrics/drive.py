@@ -20,9 +20,16 @@ from attention_branch.explanations.outputs import device_of, evaluating, probabi
 from attention_branch.explanations.targets import head_logits, predicted
 from attention_branch.metrics.drive_result import OWN, REPLACED, MapDriveResult, ReplacedMap
 from attention_branch.metrics.metric import image_digest
-from attention_branch.metrics.statistics import MetricResult, PairedDifference, bootstrap_interval, paired_difference
+from attention_branch.metrics.statistics import (
+    MetricResult,
+    PairedDifference,
+    bootstrap_interval,
+    paired_difference,
+    share_interval,
+)
 from attention_branch.models.gate import resize_map
 
+_ITSELF = "its own map"
 _TESTS = "accuracy and agreement: exact McNemar test; probability: Wilcoxon's signed-rank test (Pratt), two-sided"
 
 
@@ -117,8 +124,7 @@ class MapDrive:
                 "probability": found[f"{name} probability"].masked_fill(left_out, torch.nan),
             }
             results[name] = {
-                kind: self._result(kind, REPLACED.get(name, "its own map"), values, digest)
-                for kind, values in kinds.items()
+                kind: self._result(kind, REPLACED.get(name, _ITSELF), values, digest) for kind, values in kinds.items()
             }
         rows = {}
         for name, now in results.items():
@@ -195,9 +201,11 @@ class MapDrive:
 
     def _result(self, kind: str, of: str, values: Tensor, digest: str) -> MetricResult:
         measured = values[~values.isnan()]
+        # Agreement with itself is no finding but certain.
+        hits = kind == "accuracy" or (kind == "agreement" and of != _ITSELF)
         return MetricResult(
             mean=float(measured.mean()) if len(measured) else math.nan,
-            interval=bootstrap_interval(measured.numpy(), self.seed),
+            interval=(share_interval if hits else bootstrap_interval)(measured.numpy(), self.seed),
             n=len(measured),
             values=values,
             protocol={"metric": kind, "map": of} | self._protocol(digest),
@@ -219,7 +227,8 @@ class MapDrive:
             "tests": _TESTS,
             "verdict": "a drop counts where its 95 % interval lies above 0 and p < 0.05",
             "seed": self.seed,
-            "interval": f"bootstrap over images, 95 %, percentile, seed {self.seed}",
+            "interval": f"bootstrap over images, 95 %, percentile, seed {self.seed}; of accuracy and agreement "
+            "Wilson's where all are hits or none is",
             "images_sha256": digest,
         }
 

@@ -115,6 +115,7 @@ class IncreaseInConfidence(_Compared):
     """
 
     name: ClassVar[str] = "increase in confidence"
+    hits = True
     higher_is_better: ClassVar[bool | None] = True
 
     def protocol(self) -> dict[str, Any]:

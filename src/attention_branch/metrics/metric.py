@@ -16,7 +16,13 @@ from torch import Tensor, nn
 from attention_branch.errors import UserError
 from attention_branch.explanations.outputs import checked_images, device_of, predict, probabilities, unwrapped
 from attention_branch.explanations.targets import Target, choose_head, head_class_names, head_logits, resolve_target
-from attention_branch.metrics.statistics import RESAMPLES, MetricResult, bootstrap_interval
+from attention_branch.metrics.statistics import (
+    RESAMPLES,
+    SHARE_INTERVAL,
+    MetricResult,
+    bootstrap_interval,
+    share_interval,
+)
 
 Regions = Tensor | np.ndarray | Sequence[Tensor | np.ndarray | None]
 
@@ -36,6 +42,8 @@ class Metric(ABC):
     higher_is_better: ClassVar[bool | None]
     """None for a description that has no better or worse."""
     needs_regions: ClassVar[bool] = False
+    hits: bool = False
+    """Whether each value is a hit, 1, or none, 0, so that the mean is a share."""
 
     def __init__(self, *, batch_size: int = 64, seed: int = 0) -> None:
         if batch_size < 1:
@@ -144,7 +152,7 @@ class Metric(ABC):
         return float(values.mean())
 
     def _interval(self, values: np.ndarray) -> tuple[float, float] | None:
-        return bootstrap_interval(values, self.seed)
+        return share_interval(values, self.seed) if self.hits else bootstrap_interval(values, self.seed)
 
     def _details(self) -> dict[str, Any]:
         return {}
@@ -155,6 +163,7 @@ class Metric(ABC):
     def _full_protocol(self) -> dict[str, Any]:
         own = {"metric": self.name, **self.protocol()}
         own["interval"] = f"bootstrap over images, 95 %, {RESAMPLES} resamples, percentile, seed {self.seed}"
+        own["interval"] += SHARE_INTERVAL if self.hits else ""
         if self._digests:
             own["images_sha256"] = hashlib.sha256("\n".join(self._digests).encode()).hexdigest()
         return own

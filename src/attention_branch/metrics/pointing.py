@@ -13,7 +13,7 @@ from attention_branch.explanations.outputs import unwrapped
 from attention_branch.explanations.targets import Target, class_index, head_class_names
 from attention_branch.metrics.metric import Metric, Regions, as_tensor, checked_maps
 from attention_branch.metrics.regions import paired_with_masks
-from attention_branch.metrics.statistics import bootstrap_interval
+from attention_branch.metrics.statistics import bootstrap_interval, share_interval
 
 TOLERANCE = 15 / 224
 """The published tolerance of 15 pixels on a network input of 224, as a share of the side."""
@@ -68,6 +68,7 @@ class PointingGame(Metric):
             raise UserError(f"subset is '{subset}'; give one of {', '.join(_SUBSETS)}.")
         self.tolerance = float(tolerance)
         self.average, self.subset = average, subset
+        self.hits = average == "images"
         super().__init__(batch_size=batch_size, seed=seed)
 
     def reset(self) -> None:
@@ -174,7 +175,7 @@ class PointingGame(Metric):
         if not len(values):
             return None
         if self.average == "images":
-            return bootstrap_interval(values[:, 0], self.seed)
+            return share_interval(values[:, 0], self.seed)
         return bootstrap_interval(values[:, :2], self.seed, _mean_over_classes)
 
     def _details(self) -> dict[str, Any]:
@@ -192,7 +193,7 @@ class PointingGame(Metric):
 
 def _share(hits: np.ndarray, seed: int) -> dict[str, Any]:
     mean = float(hits.mean()) if len(hits) else None
-    return {"mean": mean, "interval": bootstrap_interval(hits, seed), "n": len(hits)}
+    return {"mean": mean, "interval": share_interval(hits, seed), "n": len(hits)}
 
 
 def _mean_over_classes(hits: np.ndarray, classes: np.ndarray, axis: int = -1) -> np.ndarray:

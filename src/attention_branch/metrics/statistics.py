@@ -147,6 +147,20 @@ def bootstrap_interval(
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
+def share_interval(hits: np.ndarray, seed: int = 0) -> tuple[float, float] | None:
+    """Return the 95 % interval of a share of hits (n,), each 0 or 1: by bootstrap, where all are alike Wilson's.
+
+    The bootstrap of n equal values has no width, as if the next image could not be otherwise.
+    """
+    if len(hits) > 1 and hits.min() == hits.max():
+        return proportion_interval(int(hits.sum()), len(hits))
+    return bootstrap_interval(hits, seed)
+
+
+SHARE_INTERVAL = "; Wilson's where all are hits or none is"
+"""What a protocol says of `share_interval` beside the bootstrap."""
+
+
 def proportion_interval(hits: int, count: int) -> tuple[float, float] | None:
     """Return Wilson's 95 % interval of a share, such as an accuracy; None for a count of zero."""
     if count == 0:

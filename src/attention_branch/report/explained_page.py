@@ -106,7 +106,7 @@ def _card(output: Path, model: Any, entry: dict[str, Any], name: str, stretch: b
     shown = entry["map"]
     if shown["target"] is not None:
         lines.append(("map for", shown["target"]["class"]))
-    lines += [("look again", flag["why"]) for flag in entry["second_look"]]
+    lines += [("look again" if not row else "and", flag["why"]) for row, flag in enumerate(entry["second_look"])]
     bounded = shown["method"] in ("attention", *CONTROLS)
     return Card(
         model.preprocessing.image(open_image(entry["file"])),

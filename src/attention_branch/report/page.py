@@ -291,10 +291,10 @@ def _calibration(block: CalibrationBlock) -> str:
 def _gallery(block: Gallery) -> str:
     stops = ", ".join(matplotlib.colors.to_hex(matplotlib.colormaps[COLORMAP](place / 8)) for place in range(9))
     fixed = {card.value_range for card in block.cards if not card.stretch}
-    ends = "each map's minimum to its maximum, written below it"
+    ends = "each map's minimum to its maximum, written below it; the line in the overlay runs half-way, except in noise"
     if len(fixed) == 1 and None not in fixed and not any(card.stretch for card in block.cards):
         ((low, high),) = ((ends_of or (0.0, 1.0)) for ends_of in fixed)
-        ends = f"the same scale for every map, {low:g} to {high:g}; the line in the overlay is half of it"
+        ends = f"one scale for every map, {low:g} to {high:g}; the line in the overlay is half of it, except in noise"
     legend = f'<div class="legend"><i style="background:linear-gradient(90deg,{stops})"></i><span>{ends}</span></div>'
     return f'{legend}<div class="gallery">{"".join(_card(card) for card in block.cards)}</div>'
 
@@ -314,7 +314,7 @@ def _card(card: Card) -> str:
         for index, (panel, name) in enumerate(((picture, "image"), (tinted, "map"), (mixed, "map on the image")))
     )
     scale = map_scale(map_values(card.values, *card.picture.size), card.value_range, card.stretch)
-    spread = f"{number(scale.minimum)}–{number(scale.maximum)}" + (f", {scale.label}" if scale.stretched else "")
+    spread = f"{number(scale.minimum)}–{number(scale.maximum)}" + (", stretched" if scale.stretched else "")
     lines = "".join(
         f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in (*card.lines, ("map", spread))
     )

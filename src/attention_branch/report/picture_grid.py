@@ -9,7 +9,15 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from attention_branch.explanations.overlay import COLORMAP, display_size, map_scale, map_values, overlay
+from attention_branch.explanations.overlay import (
+    COLORMAP,
+    display_size,
+    map_scale,
+    map_values,
+    outlined,
+    overlay,
+    ringed,
+)
 from attention_branch.report.page import data_uri
 
 SIDE = 144
@@ -20,7 +28,8 @@ _PIXELS_BELOW = 112
 class PictureRow:
     """One image, what is said of it, and its map (h, w) by method.
 
-    `verdict` colours the heading: "right", "wrong", "unsure" or none. `under` holds a short text below a map.
+    `verdict` colours the heading: "right", "wrong", "unsure" or none. `under` holds a short text below a map. `inside`
+    (H, W) bool, of the picture's size, is the object, which is outlined.
     """
 
     picture: Image.Image
@@ -29,16 +38,21 @@ class PictureRow:
     maps: Mapping[str, Tensor | np.ndarray]
     verdict: str = ""
     under: Mapping[str, str] | None = None
+    inside: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
 class PictureGrid:
-    """Rows of one image and its maps; `scales` holds each method's range, None where every map is stretched."""
+    """Rows of one image and its maps; `scales` holds each method's range, None where every map is stretched.
+
+    With `peaks` a ring is drawn around each map's strongest point.
+    """
 
     title: str
     rows: Sequence[PictureRow]
     scales: Mapping[str, tuple[float, float] | None]
     text: str = ""
+    peaks: bool = False
 
     @property
     def empty(self) -> bool:
@@ -48,7 +62,11 @@ class PictureGrid:
     def html(self) -> str:
         """Return the legend and the grid; on a narrow screen it scrolls sideways under its fixed first column."""
         stops = ", ".join(matplotlib.colors.to_hex(matplotlib.colormaps[COLORMAP](place / 8)) for place in range(9))
-        ends = "low to high; the thin line runs at half of the scale, which stands above each column"
+        ends = "low to high on the scale above each column; the thin line runs at half of it, except in noise"
+        if any(row.inside is not None for row in self.rows):
+            ends += "; outlined: the object"
+        if self.peaks:
+            ends += "; ring: the map's strongest point"
         legend = (
             f'<div class="legend"><i style="background:linear-gradient(90deg,{stops})"></i><span>{ends}</span></div>'
         )
@@ -65,16 +83,21 @@ class PictureGrid:
             picture.thumbnail((SIDE * 2, SIDE * 2))
         width, height = display_size(*picture.size, side=SIDE)
         shape = f'style="--shape:{width}/{height}"'
-        small = max(picture.size) < _PIXELS_BELOW
+        small = max(picture.size) < _PIXELS_BELOW and row.inside is None
         kind = "class=pixels " if small else ""
-        cells = f'<td><img {kind}{shape} src="{data_uri(picture, lossless=small)}" alt="image" loading="lazy"></td>'
+        first = picture if row.inside is None else outlined(picture, row.inside, side=SIDE)
+        cells = f'<td><img {kind}{shape} src="{data_uri(first, lossless=small)}" alt="image" loading="lazy"></td>'
         for method, scale in self.scales.items():
             values = row.maps.get(method)
             if values is None:
                 cells += "<td></td>"
                 continue
             drawn = overlay(picture, values, value_range=scale, side=SIDE)
-            exact = map_scale(map_values(values, *row.picture.size), scale, False)
+            exact_values = map_values(values, *row.picture.size)
+            exact = map_scale(exact_values, scale, False)
+            if self.peaks and exact.maximum > exact.minimum:
+                down, across = np.unravel_index(exact_values.argmax(), exact_values.shape)
+                drawn = ringed(drawn, (across + 0.5) / row.picture.width, (down + 0.5) / row.picture.height)
             tip = f"{method}: map from {exact.minimum:.3g} to {exact.maximum:.3g}"
             under = f"<small>{escape(row.under[method])}</small>" if row.under and method in row.under else ""
             cells += (

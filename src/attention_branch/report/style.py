@@ -5,13 +5,13 @@ STYLE = """
   color-scheme: light dark;
   --paper: #fbfbfa; --card: #ffffff; --ink: #1b2430; --quiet: #5c6775; --rule: #e3e5e8; --soft: #f1f2f4;
   --accent: #b4472a; --bar: #d98b5f; --control: #b9bfc8; --right: #1f7a4d; --wrong: #b3261e; --unsure: #8a6100;
-  --up: #0b62a8; --down: #b84a00;
+  --up: #0b62a8; --down: #b84a00; --shade: #1b243038;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --paper: #13161b; --card: #1b2027; --ink: #e8eaed; --quiet: #9aa4b1; --rule: #2d343d; --soft: #232932;
     --accent: #f0906b; --bar: #c9764b; --control: #566070; --right: #6fcf9b; --wrong: #ff8a80; --unsure: #e5b94e;
-    --up: #6cb6f5; --down: #ffa24d;
+    --up: #6cb6f5; --down: #ffa24d; --shade: #000000b0;
   }
 }
 * { box-sizing: border-box; }
@@ -33,7 +33,12 @@ a { color: var(--accent); text-decoration: none; } a:hover { text-decoration: un
 .tile { background: var(--card); border: 1px solid var(--rule); border-radius: 10px; padding: .9rem 1rem .8rem; }
 .tile b { display: block; font-size: 1.75rem; line-height: 1.15; letter-spacing: -.02em; font-weight: 650; }
 .tile span { display: block; font-size: .92rem; } .tile small { color: var(--quiet); font-size: .8rem; }
-.scroll { overflow-x: auto; }
+/* A shadow at the side where more of a wide table is out of sight. */
+.scroll { overflow-x: auto; background:
+  linear-gradient(90deg, var(--paper) 40%, transparent) 0 0 / 2.5rem 100% no-repeat local,
+  linear-gradient(270deg, var(--paper) 40%, transparent) 100% 0 / 2.5rem 100% no-repeat local,
+  linear-gradient(90deg, var(--shade), transparent) 0 0 / .9rem 100% no-repeat scroll,
+  linear-gradient(270deg, var(--shade), transparent) 100% 0 / .9rem 100% no-repeat scroll; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .95rem; margin: .4rem 0 .6rem; }
 table.bars { width: 100%; }
 th { text-align: left; font-weight: 600; font-size: .82rem; color: var(--quiet); border-bottom: 1px solid var(--rule); }
