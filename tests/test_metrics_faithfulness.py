@@ -450,7 +450,7 @@ def test_bad_input_is_refused_in_a_sentence(net, images, maps):
         ADCC(lambda *_: torch.full((5, SIDE, SIDE), math.nan)).update(net, images, maps)
     with pytest.raises(UserError, match="Images are a normalised float tensor"):
         Deletion().update(net, images.numpy(), maps)
-    with pytest.raises(UserError, match="regions is 5"):
+    with pytest.raises(UserError, match="regions is of type int"):
         Deletion().update(net, images, maps, regions=5)
     with pytest.raises(UserError, match=r"model is 'resnet'; give a torch.nn.Module, or a function"):
         Deletion().update("resnet", images, maps)

@@ -142,8 +142,9 @@ def _callers_level() -> int:
 def checked_images(images: Any) -> Tensor:
     """Return images without their graph; `UserError` unless they are floats (N, C, H, W)."""
     if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
-        given = f"{tuple(images.shape)} of {images.dtype}" if isinstance(images, Tensor) else f"{images!r:.60}"
-        raise UserError(f"Images are a normalised float tensor (N, 3, H, W); these are {given}.")
+        shape, kind = getattr(images, "shape", None), type(images).__name__
+        given = f"a {kind}" if shape is None else f"a {kind} {tuple(shape)} of {getattr(images, 'dtype', None)}"
+        raise UserError(f"Images are a normalised float tensor (N, 3, H, W); this is {given}.")
     return images.detach()
 
 

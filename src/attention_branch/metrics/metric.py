@@ -72,7 +72,7 @@ class Metric(ABC):
             raise UserError(f"'{self.name}' needs the objects' places: give regions, one mask per image.")
         if regions is not None and not isinstance(regions, (Tensor, np.ndarray, Sequence)):
             raise UserError(
-                f"regions is {regions!r:.60}; give masks (N, H, W), or a list of one mask (H, W) per image."
+                f"regions is of type {type(regions).__name__}; give masks (N, H, W), or a list of one (H, W) per image."
             )
         if regions is not None and len(regions) != len(maps):
             raise UserError(f"There are {len(maps)} maps and {len(regions)} regions; give one region per map.")
@@ -225,7 +225,9 @@ def checked_maps(maps: Tensor | np.ndarray | str | Path, images: Tensor | None) 
         except (OSError, ValueError, EOFError, BadZipFile) as problem:
             raise UserError(f"The maps '{maps}' cannot be read ({problem}); give a .npy file.") from problem
     if not isinstance(maps, (Tensor, np.ndarray)):
-        raise UserError(f"Maps are a tensor or an array (N, H, W), or a .npy file's path; this is {maps!r:.80}.")
+        raise UserError(
+            f"Maps are a tensor or an array (N, H, W), or a .npy file's path; this is a {type(maps).__name__}."
+        )
     values = as_tensor(maps, "A map")
     if values.ndim != 3 or 0 in values.shape[1:]:
         raise UserError(f"Maps have shape (N, h, w); these have {tuple(values.shape)}.")
@@ -260,7 +262,9 @@ def as_tensor(values: Any, what: str) -> Tensor:
         if array.dtype.kind in "biu" or (array.dtype.kind == "f" and array.dtype.itemsize <= 8):
             # A copy: torch knows no negative strides (a flipped image) and no foreign byte order.
             return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=True, order="C"))
-    raise UserError(f"{what} is an array of real numbers; this is {type(values).__name__} {values!r:.60}.")
+    raise UserError(
+        f"{what} is an array of real numbers; this is a {type(values).__name__}: {' '.join(repr(values).split())[:60]}."
+    )
 
 
 def image_digest(image: Tensor) -> str:
