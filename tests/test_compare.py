@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from scipy import stats
 
 import attention_branch.compare.collect as collect_module
 import attention_branch.compare.cost as cost_module
+import attention_branch.compare.run as run_module
 from attention_branch import cli, metrics
 from attention_branch.compare import DEFAULT_METRICS, MEASURES, Answers, Comparison, compare_run, print_comparison
 from attention_branch.compare.cost import _peak_bytes, measure_costs
@@ -204,11 +206,14 @@ def test_the_page_stands_alone_and_says_what_was_measured(run, compared):
         compared.record["subset_fingerprint"],
         compared.drive.sentence(),
         "14 of the 20 images",
+        "outlined: the object",
+        "the 95 % interval excludes zero, p < 0.05",
         MEASURES["insertion-deletion"].text(compared.results["grad-cam"]["insertion-deletion"].mean),
     ):
         assert words in page.text, words
     for method in compared.methods:
         assert method in page.text
+    assert not re.search(r"\{[A-Z_]+\}", page.text)  # a sentence whose gap was not filled
 
 
 def test_a_broken_call_is_continued_with_the_same_numbers(tmp_path, run, monkeypatch):
@@ -409,6 +414,13 @@ def test_mistakes_are_one_sentence_and_write_nothing(tmp_path, run, options, wor
         small(run, tmp_path / "out", **options)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_in_the_place_of_the_folder_is_said_before_the_work(tmp_path, run, monkeypatch):
+    (tmp_path / "out").write_text("mine")
+    monkeypatch.setattr(run_module, "load_model", None)
+    with pytest.raises(UserError, match="a file stands where a folder is needed"):
+        small(run, tmp_path / "out")
 
 
 def test_the_command(tmp_path, run, capsys):

@@ -308,6 +308,12 @@ def test_layers_by_name_by_module_and_by_choice(images, deep):
         explain(deep, images, "center", layer="middle")
 
 
+def test_the_nearest_layers_of_an_attention_branch_network_are_named_as_one_says_them():
+    network = ab.create_model("resnet14", num_classes=3).eval()
+    with pytest.raises(UserError, match=r"no layer 'lyer3'\. Did you mean 'layer3'"):
+        explain(network, torch.rand(1, 3, 32, 32), "grad-cam", layer="lyer3")
+
+
 def test_a_layer_that_does_not_run_or_has_one_position_yields_no_map(images, pooled):
     pooled.unused = nn.Conv2d(3, 3, 1)
     with pytest.raises(UserError, match="does not run"):

@@ -55,6 +55,16 @@ def test_the_layer_whose_map_is_in_place_comes_first():
     assert found[0].result.mean == pytest.approx(metric.compute().mean)
     assert found[0].result.n == 4
     assert [score.layer for score in scan_layers(model, images, "layer-cam", 0, layers=["scrambles"])] == ["scrambles"]
+    # One class per image in every form that explain takes, also over several batches.
+    each = [0, 1, 0, 1]
+    expected = scan_layers(model, images, "layer-cam", each, layers=["sees"])[0].result.values
+    for target in (tuple(each), np.array(each), torch.tensor(each), lambda logits: torch.tensor(each)):
+        again = scan_layers(model, images, "layer-cam", target, layers=["sees"], batch_size=3)[0].result.values
+        torch.testing.assert_close(again, expected, atol=1e-5, rtol=0)
+    one = scan_layers(model, images, "layer-cam", torch.tensor(0), layers=["sees"])[0].result.values
+    assert torch.equal(one, scan_layers(model, images, "layer-cam", 0, layers=["sees"])[0].result.values)
+    with pytest.raises(UserError, match="no image to rank"):
+        scan_layers(model, images[:0], "layer-cam")
     with pytest.raises(UserError, match="reads no layer"):
         scan_layers(model, images, "attention")
     with pytest.raises(UserError, match=r"No layer yields a map.*'fc'"):
@@ -79,6 +89,7 @@ def test_scanning_on_the_command_line(tmp_path, capsys):
         (["--method", "occlusion"], "reads no layer"),
         (["--target", "7"], "Class 7 is out of range"),
         (["--layer", "backbone.layer1"], "--layer has no meaning for --scan-layers"),
+        (["--top", "3"], "--top has no meaning for --scan-layers"),
         (["--stretch"], "--stretch has no meaning for --scan-layers"),
         (["--out", str(tmp_path / "0.png")], "a file stands where a folder is needed"),
     ):

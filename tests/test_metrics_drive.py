@@ -184,6 +184,28 @@ def test_the_readings():
     assert helped.verdict == "drives"
     assert 0 < helped["mean"].accuracy_drop.mean < 0.05
     assert "adds a little" in helped.sentence()
+    # Wrong without its places for 4 of 60: an interval above 0, and 4 changes all alike, p = 0.125.
+    lost = torch.zeros(60).index_fill(0, torch.tensor([3, 20, 33, 47]), 1)
+
+    def is_barely_helped(maps, classes):
+        flat = maps.amax(1) - maps.amin(1) < 0.01
+        right = ~flat | (lost == 0)
+        return nn.functional.one_hot(torch.where(right, classes, (classes + 1) % PLACES), PLACES).float()
+
+    barely = MapDrive()
+    barely.update(StandIn(is_barely_helped).eval(), images[:60], torch.tensor(classes[:60]))
+    barely = barely.compute()
+    assert barely["mean"].drop.higher == 4
+    assert barely["mean"].drop.interval[0] > 0
+    assert barely["mean"].drop.p_value == 0.125
+    assert barely.verdict == "does not drive"
+    # All right with every map: the bootstrap knows no doubt, Wilson's interval does.
+    assert deaf.accuracy("own").interval == pytest.approx((60 / (60 + 1.959964**2), 1.0))
+    assert deaf["mean"].agreement.interval == deaf.accuracy("own").interval
+    assert deaf["own"].agreement.interval == (1.0, 1.0)
+    five = map_drive(StandIn(obeys), batches(images[:5], classes[:5], 5))
+    assert five["inverted"].drop.interval[0] > 0
+    assert five.verdict == "unknown"
     few = map_drive(StandIn(obeys), batches(images[:1], classes[:1], 1))
     assert few.verdict == "unknown"
     assert "too few" in few.sentence()

@@ -467,6 +467,16 @@ def test_a_model_may_be_a_function(net, images, maps):
         torch.testing.assert_close(found, expected)
 
 
+def test_a_confidence_that_always_rises_is_not_beyond_doubt(net, images, maps):
+    metric = IncreaseInConfidence()
+    metric.update(lambda pictures: torch.stack([-pictures.abs().sum((1, 2, 3)), pictures.new_zeros(len(pictures))], 1),
+                  images, maps, 0)  # fmt: skip
+    found = metric.compute()
+    assert found.mean == 1
+    assert found.interval == pytest.approx((found.n / (found.n + 1.959964**2), 1.0))
+    assert "Wilson" in found.protocol["interval"]
+
+
 def test_numbers_of_numpy_are_numbers(net, images, maps):
     expected = Deletion(steps=5).update(net, images, maps)
     metric = Deletion(steps=np.int64(5))

@@ -290,6 +290,8 @@ def test_mosaics_of_half_precision_and_of_nonsense():
         ({"classes": ["a", "b"] * 4}, "classes is an array of real numbers"),
         ({"cells": 2.0}, "cells is 2.0"),
         ({"limit": 0}, "limit is 0"),
+        ({"limit": 1.5}, "limit is 1.5"),
+        ({"size": 7}, "size is 7"),
         ({"images": None}, "Images are a normalised float tensor"),
     ):
         with pytest.raises(UserError, match=words):

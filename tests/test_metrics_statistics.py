@@ -202,6 +202,18 @@ def test_a_state_merges_into_another_metric():
         assert len(repr(merged)) < 120
 
 
+def test_a_state_of_another_protocol_is_refused_before_anything_is_added():
+    images, maps, masks = corners(4)
+    metric = PointingGame(0)
+    metric.update(None, images, maps, None, masks)
+    before = metric.compute()
+    for other in (PointingGame(3), EnergyPointingGame(), PointingGame(0, average="class")):
+        with pytest.raises(UserError, match="not one of 'pointing game' by the same protocol"):
+            metric.merge(other.state())
+    assert metric.compute().protocol == before.protocol
+    assert metric.compute().n == before.n
+
+
 def test_without_other_processes_a_gathered_metric_is_a_copy():
     found, drive = collect(slice(0, 6))
     for metric in found:

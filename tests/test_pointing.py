@@ -263,6 +263,10 @@ def test_a_share_of_hits_alone_has_wilsons_interval():
     assert found.mean == 1.0
     assert found.interval == pytest.approx((10 / (10 + 1.959964**2), 1.0))
     assert "Wilson" in found.protocol["interval"]
+    assert "Wilson" not in PointingGame(average="class").compute().protocol["interval"]
+    small = PointingGame(0)
+    play(small, torch.eye(10).repeat(5, 1, 1), torch.eye(10).tril().triu()[None].repeat(5, 1, 1))
+    assert small.compute().details["small"]["interval"] == pytest.approx((5 / (5 + 1.959964**2), 1.0))
     play(game, torch.eye(4)[None], torch.zeros(1, 4, 4).index_fill(2, torch.tensor([3]), 1) * (1 - torch.eye(4)))
     assert game.compute().interval == bootstrap_interval(np.r_[np.ones(10), 0])
 

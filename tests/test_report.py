@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import attention_branch.report.explained as explained_module
+from attention_branch import cli
 from attention_branch.data import open_data
 from attention_branch.errors import UserError
 from attention_branch.evaluation import evaluate
@@ -185,6 +186,14 @@ def test_names_that_are_no_text_or_very_long(tmp_path, run):
             assert (output / entry["picture"]).is_file()
     assert len({entry["picture"] for entry in entries if "error" not in entry}) == 4
     Page(result.report.read_text(encoding="utf-8"))
+
+
+def test_a_folder_whose_name_is_no_text_can_be_printed(tmp_path, run, pictures, capsys):
+    output = tmp_path / os.fsdecode(b"out\xff")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["explain", str(run), str(pictures / "a.png"), "--out", str(output), "--device", "cpu"])
+    assert ended.value.code == 0
+    assert "out\\udcff/report.html" in capsys.readouterr().out.replace("\n", "")
 
 
 @pytest.mark.parametrize("place", ["file", "file/deeper", "/proc/nothing/here"])

@@ -237,6 +237,24 @@ def test_nonsense_is_refused_in_a_sentence(change, says):
         search(by_level(0), **arguments, progress=unused)
 
 
+def test_the_only_head_may_be_named_or_not():
+    class OneHead(Looks):
+        heads = {"kind": CLASSES}  # noqa: RUF012
+        class_names = {"kind": ["a", "b", "c", "d"]}  # noqa: RUF012
+
+        def forward(self, images):
+            return {"kind": super().forward(images)}
+
+    images, objects, _, _ = pictures(24, "look")
+    for head in ("kind", None):
+        network = OneHead(by_level(0)).double().eval()
+        found = find_shortcut(network, images, objects, method=None, head=head, patch=PATCH)
+        assert found.verdict == "shortcut"
+        assert found.names == ("a", "b", "c", "d")
+    with pytest.raises(ab.UserError, match=r"no head 'kin'.*Did you mean 'kind'"):
+        find_shortcut(network, images, objects, method=None, head="kin", patch=PATCH, progress=unused)
+
+
 def test_one_of_several_heads_is_named_before_the_search():
     class Heads(nn.Module):
         def forward(self, images):

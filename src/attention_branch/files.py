@@ -25,8 +25,7 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        # Not the whole name: one that is as long as a file system allows leaves no room for more.
-        handle, name = tempfile.mkstemp(prefix=f".{target.stem[:20]}.", suffix=target.suffix, dir=target.parent)
+        handle, name = tempfile.mkstemp(prefix=_prefix(target), suffix=target.suffix, dir=target.parent)
         os.close(handle)
         temporary = Path(name)
         yield temporary
@@ -77,18 +76,33 @@ def disk_error(problem: OSError, target: str | Path) -> Exception:
     if problem.errno in (errno.ENOTDIR, errno.EEXIST):
         return UserError(f"'{target}' cannot be written, a file stands where a folder is needed; choose another one.")
     target = Path(target)
-    named = target if problem.filename is None else Path(os.fsdecode(problem.filename))
-    if named.is_relative_to(target.parent) or target.is_relative_to(named):
+    place = target.absolute()
+    named = [Path(os.fsdecode(name)).absolute() for name in (problem.filename, problem.filename2) if name is not None]
+    own = [place.is_relative_to(path) or _is_temporary(path, place) for path in named]
+    if problem.errno is not None and (any(own) or not named):
         return UserError(f"'{target}' cannot be written ({problem.strerror or problem}); choose another output folder.")
     return problem
+
+
+def _is_temporary(path: Path, target: Path) -> bool:
+    """Tell whether a file is one that `atomic_path` writes in the place of its target."""
+    return path.parent == target.parent and path.name.startswith(_prefix(target))
+
+
+def _prefix(target: Path) -> str:
+    # Not the whole name: one that is as long as a file system allows leaves no room for more.
+    return f".{target.stem[:20]}."
 
 
 def require_folder(path: str | Path) -> Path:
     """Return a folder to write into, before long work; `UserError` where none can stand. It is not made yet."""
     path = Path(path)
     above = path
-    while not above.exists() and above != above.parent:
-        above = above.parent
+    try:
+        while not above.exists() and above != above.parent:
+            above = above.parent
+    except OSError as problem:
+        raise disk_error(problem, path) from problem
     if not above.is_dir():
         raise disk_error(NotADirectoryError(errno.ENOTDIR, "not a folder"), path)
     if not os.access(above, os.W_OK | os.X_OK):

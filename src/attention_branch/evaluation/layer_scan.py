@@ -60,16 +60,19 @@ def scan_layers(
     images = images if device is None else images.to(device)
     found: list[LayerScore] = []
     refused = ""
+    if len(images) == 0:
+        raise UserError("There is no image to rank the layers on; give one or more.")
     with evaluating(network), torch.no_grad():
         # A target that the network does not know is no layer's fault.
-        Scorer(network, images[:1], target[:1] if isinstance(target, (Tensor, list)) else target, 1)
+        scorer = Scorer(network, images, target, batch_size)
         sizes = dict(grid_layers(network, images))
         for name in watch(list(layers or sizes)):
             metric = InsertionMinusDeletion(batch_size=batch_size)
             try:
                 for start in range(0, len(images), batch_size):
                     batch = images[start : start + batch_size]
-                    part = target[start : start + batch_size] if isinstance(target, (Tensor, list)) else target
+                    classes = scorer.classes[start : start + batch_size]
+                    part: Target = classes if scorer.head is None else {scorer.head: classes}
                     explanation = explain(network, batch, method, part, layer=name)
                     metric.update(network, batch, explanation.maps, part)
             except UserError as problem:

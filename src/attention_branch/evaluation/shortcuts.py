@@ -5,7 +5,7 @@ most; then it puts that patch to the test: painted over, does the answer change?
 answer along? And does the answer change when the whole object is painted over? Labels are not used.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -111,13 +111,15 @@ def _usable(model: nn.Module, images: Tensor, regions: Any) -> tuple[Tensor, Ten
 
 def _head(model: nn.Module, image: Tensor, head: str | None) -> str | None:
     """Return the head whose answers are searched; `UserError` where the network has several and none is named."""
-    scores = predict(model, image)
-    heads = list(scores) if not isinstance(scores, Tensor) else []
+    scores, named = predict(model, image), getattr(unwrapped(model), "heads", None)
+    heads = list(named) if isinstance(named, Mapping) else list(scores) if not isinstance(scores, Tensor) else []
     if head is None and len(heads) > 1:
         raise UserError(f"The model has {len(heads)} heads; choose one with head='{heads[0]}' ({', '.join(heads)}).")
     if head is not None and not heads:
         raise UserError(f"The model has one task and no head '{head}'; leave head out.")
-    return head if head is None else choose_head(unwrapped(model), {head: None}, scores)[0]
+    if head is None:
+        return heads[0] if heads else None
+    return choose_head(unwrapped(model), {head: None}, None if isinstance(scores, Tensor) else scores)[0]
 
 
 class _Search:

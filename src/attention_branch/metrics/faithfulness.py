@@ -192,7 +192,7 @@ class InsertionMinusDeletion(_Curves):
             values = [values[:, column] for values in self._values]
             lost = sum(int(column_values.isnan().sum()) for column_values in values)
             state = self.state() | {"values": values, "curves": {part.name: self._curves[part.name]}}
-            part.merge(state | {"counts": state["counts"] | {"not_finite": lost}})
+            part.merge(state | {"counts": state["counts"] | {"not_finite": lost}, "protocol": part._kind()})
         return deletion, insertion
 
     def _measure(

@@ -92,8 +92,10 @@ def grid_mosaics(
     if not isinstance(cells, Integral) or cells < 2:
         raise UserError(f"cells is {cells}; a mosaic has 2 or more pictures a side.")
     cells = int(cells)
-    if limit is not None and limit < 1:
+    if limit is not None and (not isinstance(limit, Integral) or limit < 1):
         raise UserError(f"limit is {limit}; give the largest number of mosaics, 1 or more.")
+    if size is not None and (not isinstance(size, Sequence) or len(size) != 2):
+        raise UserError(f"size is {size}; give (height, width) of a mosaic.")
     if size is not None and (size[0] % cells or size[1] % cells or min(size) < cells):
         raise UserError(f"A mosaic of {size[0]}x{size[1]} does not divide into {cells}x{cells} equal cells.")
     usable = np.arange(len(labels)) if model is None else _rightly_named(model, images, labels, confidence, batch_size)

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -122,10 +123,17 @@ class Metric(ABC):
 
     def state(self) -> dict[str, Any]:
         """Return what was collected, as plain values and tensors: for another process, or a file, to be merged."""
-        return {"values": list(self._values), "counts": dict(self._counts), "digests": list(self._digests)}
+        return {
+            "values": list(self._values),
+            "counts": dict(self._counts),
+            "digests": list(self._digests),
+            "protocol": self._kind(),
+        }
 
     def merge(self, state: dict[str, Any]) -> None:
-        """Add what another one of the same protocol collected after this one: a `state()`."""
+        """Add what another one collected after this one: a `state()`. `UserError` for one of another protocol."""
+        if state["protocol"] != self._kind():
+            raise UserError(f"The state is not one of '{self.name}' by the same protocol, so it cannot be merged.")
         self._values += state["values"]
         self._digests += state["digests"]
         for name, count in state["counts"].items():
@@ -147,6 +155,12 @@ class Metric(ABC):
     @abstractmethod
     def protocol(self) -> dict[str, Any]:
         """Return all that two numbers must share to be compared."""
+
+    def _kind(self) -> str:
+        """Return what two states must share to be merged: the protocol before there is an image."""
+        empty = copy.copy(self)
+        empty.reset()
+        return json.dumps({"metric": empty.name, **empty.protocol()}, sort_keys=True, default=str)
 
     def _mean(self, values: np.ndarray) -> float:
         return float(values.mean())

@@ -54,7 +54,10 @@ class Road(Metric):
         if order not in ORDERS:
             known = ", ".join(ORDERS)
             raise UserError(f"order is '{order}'; it must be one of {known}.{did_you_mean(str(order), ORDERS)}")
-        shares = [float(percentile) for percentile in percentiles]
+        try:
+            shares = [float(percentile) for percentile in percentiles]
+        except (TypeError, ValueError):
+            shares = []
         if not shares or not all(0 < share < 100 for share in shares):
             raise UserError(f"percentiles is {percentiles}; give shares of the pixels in per cent, between 0 and 100.")
         if not noise >= 0:

@@ -241,8 +241,8 @@ def _named(paths: Sequence[Path]) -> list[tuple[Path, str]]:
     named = []
     for path in paths:
         stem = path.stem
-        if len(os.fsencode(stem)) > _LONGEST:
-            stem = os.fsencode(stem)[:_LONGEST].decode(errors="ignore")
+        while len(os.fsencode(stem)) > _LONGEST:
+            stem = stem[:-1]
         count = used[stem.lower()] = used.get(stem.lower(), 0) + 1
         name = stem if count == 1 else f"{stem}-{count}"
         while count > 1 and name.lower() in used:
