@@ -327,6 +327,9 @@ def test_bad_input():
     with pytest.raises(UserError, match="training mode"):
         drive.update(network.train(), images)
     network.eval()
+    for nothing in (None, images.numpy(), images[0]):
+        with pytest.raises(UserError, match="normalised float tensor"):
+            drive.update(network, nothing)
     with pytest.raises(UserError, match="Label 10 is out of range"):
         drive.update(network, images, torch.tensor([1, 2, 10]))
     with pytest.raises(UserError, match=r"shape \(N,\)"):

@@ -5,7 +5,7 @@ most; then it puts that patch to the test: painted over, does the answer change?
 answer along? And does the answer change when the whole object is painted over? Labels are not used.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,17 +17,16 @@ from torch.nn import functional as F
 from attention_branch.errors import UserError
 from attention_branch.evaluation.removal import paint_over
 from attention_branch.evaluation.shortcut_finding import AnswerFinding, Place, Share, ShortcutSearch
+from attention_branch.evaluation.shortcut_inputs import searched_head, usable
 from attention_branch.explanations.explanation import explain
 from attention_branch.explanations.outputs import (
-    checked_images,
-    device_of,
     evaluating,
     predict,
     probabilities,
     unwrapped,
 )
-from attention_branch.explanations.targets import choose_head, head_class_names, head_logits
-from attention_branch.metrics.metric import as_tensor, at_once
+from attention_branch.explanations.targets import head_class_names, head_logits
+from attention_branch.metrics.metric import at_once
 
 PATCH = 1 / 8
 """Side of the patch as a share of the image's shorter side: 1.6 % of a square image."""
@@ -44,7 +43,6 @@ MARGIN = 1 / 32
 OBJECT_SIGMA = 1 / 8
 """Sigma of the paint on a whole object, as a share of the shorter side; a patch is painted with half of its side."""
 
-_LEAST_IMAGES = 10
 _LEAST_FALL = 0.01
 _PLACES = 2
 
@@ -69,57 +67,15 @@ def find_shortcut(
     share of the shorter side. Costs about 4 / patch² forward passes an image. Raises `UserError` for fewer than ten
     images, regions of another size, or a patch that is not between 2 pixels and half of the side.
     """
-    images, masks, index, left_out = _usable(model, images, regions)
+    images, masks, index, left_out = usable(model, images, regions)
     with evaluating(model), torch.no_grad():
-        head = _head(model, images[:1], head)
+        head = searched_head(model, images[:1], head)
         if method is not None:
             # A map that the network does not have is said before the long search.
             explain(model, images[:1], method, head)
         search = _Search(model, images, masks, head, patch, batch_size, seed)
         search.scan(progress)
         return search.result(method, index, left_out)
-
-
-def _usable(model: nn.Module, images: Tensor, regions: Any) -> tuple[Tensor, Tensor | None, Tensor, int]:
-    """Check images and regions and leave out images without a region where others have one."""
-    device = device_of(model)
-    images = checked_images(images) if device is None else checked_images(images).to(device)
-    index = torch.arange(len(images))
-    masks = None
-    if regions is not None:
-        if not isinstance(regions, (Tensor, np.ndarray, Sequence)) or len(regions) != len(images):
-            given = f"{len(regions)} regions" if isinstance(regions, (Tensor, np.ndarray, Sequence)) else repr(regions)
-            raise UserError(f"There are {len(images)} images and {given}; give one region per image.")
-        known = [place for place, region in enumerate(regions) if region is not None]
-        index = torch.tensor(known, dtype=torch.int64)
-        if known:
-            found = [as_tensor(regions[place], "A region") != 0 for place in known]
-            odd = next((mask for mask in found if mask.shape != images.shape[-2:]), None)
-            if odd is not None:
-                raise UserError(
-                    f"Regions of {tuple(odd.shape)} for images of {tuple(images.shape[-2:])}; give masks at the "
-                    "network's input size (Sample.region makes them)."
-                )
-            masks = torch.stack(found).to(images.device)
-            # An object that was cropped away is nowhere to be beside of.
-            inside = masks.flatten(1).any(1).cpu()
-            masks, index = masks[inside], index[inside]
-    if len(index) < _LEAST_IMAGES:
-        raise UserError(f"{len(index)} images are too few to search for a shortcut; give {_LEAST_IMAGES} or more.")
-    return images[index], masks, index, len(images) - len(index)
-
-
-def _head(model: nn.Module, image: Tensor, head: str | None) -> str | None:
-    """Return the head whose answers are searched; `UserError` where the network has several and none is named."""
-    scores, named = predict(model, image), getattr(unwrapped(model), "heads", None)
-    heads = list(named) if isinstance(named, Mapping) else list(scores) if not isinstance(scores, Tensor) else []
-    if head is None and len(heads) > 1:
-        raise UserError(f"The model has {len(heads)} heads; choose one with head='{heads[0]}' ({', '.join(heads)}).")
-    if head is not None and not heads:
-        raise UserError(f"The model has one task and no head '{head}'; leave head out.")
-    if head is None:
-        return heads[0] if heads else None
-    return choose_head(unwrapped(model), {head: None}, None if isinstance(scores, Tensor) else scores)[0]
 
 
 class _Search:

@@ -16,7 +16,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from attention_branch.errors import UserError, did_you_mean
-from attention_branch.explanations.outputs import device_of, evaluating, probabilities, unwrapped
+from attention_branch.explanations.outputs import checked_images, device_of, evaluating, probabilities, unwrapped
 from attention_branch.explanations.targets import head_logits, predicted
 from attention_branch.metrics.drive_result import OWN, REPLACED, MapDriveResult, ReplacedMap
 from attention_branch.metrics.metric import image_digest
@@ -82,9 +82,10 @@ class MapDrive:
         position = _position(network, head)
         if self._network not in (None, (network.mechanism, head)):
             raise UserError("All updates must be of one network and one head; call reset() before the next.")
+        images = checked_images(images)
         if len(images) == 0:
             return
-        images = images.detach().to(device_of(network) or images.device)
+        images = images.to(device_of(network) or images.device)
         output = model(images, attention_logits=False)
         own = output.attention  # (N, T, h, w)
         logits = head_logits(output.logits, head)
