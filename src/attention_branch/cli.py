@@ -143,8 +143,6 @@ def explain(
     """Show where a network looked: one picture per image, predictions.jsonl and report.html."""
     from attention_branch.report import explain_files
 
-    # Digits may be a class's name; whoever knows the names reads them as an index where they are none.
-    chosen = target
     if scan_layers:
         from attention_branch.evaluation.layer_scan import scan_files
 
@@ -157,7 +155,7 @@ def explain(
             images,
             out,
             method="grad-cam" if reads_none else method,
-            target=chosen,
+            target=target,
             batch_size=batch_size,
             device=_device(device),
             console=Console(),
@@ -168,7 +166,7 @@ def explain(
         images,
         out,
         method=method,
-        target=chosen,
+        target=target,
         layer=layer,
         top_k=top,
         batch_size=batch_size,

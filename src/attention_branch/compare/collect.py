@@ -17,7 +17,7 @@ from attention_branch.compare.measures import Measures
 from attention_branch.compare.subset import Batch, Subset
 from attention_branch.evaluation.evaluate import progress_bar
 from attention_branch.explanations import Explanation, explain
-from attention_branch.explanations.methods import LAYERED
+from attention_branch.explanations.methods import layer_for
 from attention_branch.explanations.outputs import class_scores, evaluating, probabilities
 from attention_branch.explanations.targets import head_logits
 from attention_branch.metrics.drive import MapDrive
@@ -57,7 +57,7 @@ class Work:
         self, images: Tensor, method: str, classes: Tensor | None, *, start: int = 0, layer: str | None = None
     ) -> Explanation:
         """Explain images (n, 3, H, W) for classes (n,); `start` is the first one's place, which seeds noise."""
-        where = (self.layer if layer is None else layer) if method in LAYERED else "auto"
+        where = layer_for(method, self.layer if layer is None else layer)
         target = self.subset.target(classes)
         return explain(self.model, images, method, target, layer=where, seed=self.seed + start)
 

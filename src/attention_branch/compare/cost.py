@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_branch.explanations import explain
-from attention_branch.explanations.methods import LAYERED
+from attention_branch.explanations.methods import layer_for
 from attention_branch.explanations.outputs import evaluating, predict
 
 _MOST_ROUNDS, _FEWEST_ROUNDS = 15, 3
@@ -65,8 +65,7 @@ def measure_costs(
             return predict(model, images)
 
     def explaining(method: str) -> Callable[[], Any]:
-        read = layer if method in LAYERED else "auto"
-        return lambda: explain(model, images, method, target, layer=read, seed=seed)
+        return lambda: explain(model, images, method, target, layer=layer_for(method, layer), seed=seed)
 
     calls: dict[str, Callable[[], Any]] = {_FORWARD: forward} | {method: explaining(method) for method in methods}
     with evaluating(model):

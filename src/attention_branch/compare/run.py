@@ -19,10 +19,10 @@ from attention_branch.compare.measures import DEFAULT_METRICS, MEASURES
 from attention_branch.compare.page import write_comparison_page
 from attention_branch.compare.subset import Subset, open_subset
 from attention_branch.errors import UserError, did_you_mean
-from attention_branch.evaluation.run import versions
+from attention_branch.evaluation.run import output_folder, versions
 from attention_branch.explanations import METHODS
 from attention_branch.explanations.methods import CONTROLS, LAYERED
-from attention_branch.files import atomic_path, require_folder, sha256, write_json
+from attention_branch.files import atomic_path, sha256, write_json
 from attention_branch.models.saving import WEIGHTS, load_model, model_folder
 
 DEFAULT_METHODS = ("attention", "attention-class", "cam", "grad-cam", "grad-cam++")
@@ -64,8 +64,7 @@ def compare_run(
         raise UserError(f"The seed is {seed}; give 0 or more.")
     if target not in ("prediction", "label"):
         raise UserError(f"Unknown target '{target}'; choose prediction or label.")
-    home = Path(output) if output is not None else (Path(run) if Path(run).is_dir() else Path()) / "comparison"
-    require_folder(home)
+    home = output_folder(run, output, "comparison")
     folder = model_folder(run)
     model = load_model(folder, device=device)
     subset = open_subset(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attention_branch.data.dataset import ImageSet, Sample
-from attention_branch.errors import UserError, did_you_mean
+from attention_branch.errors import UserError
 from attention_branch.evaluation.classes import match_classes, rename_targets
 from attention_branch.evaluation.run import (
     choose_split,
@@ -17,7 +17,7 @@ from attention_branch.evaluation.run import (
     recorded_data,
     trust_notes,
 )
-from attention_branch.explanations.targets import head_class_names
+from attention_branch.explanations.targets import head_class_names, known_head
 
 
 @dataclass(frozen=True)
@@ -142,14 +142,9 @@ def _classes(model: Any, head: str | None) -> int:
 
 
 def _head(model: Any, head: str | None, notes: list[str]) -> str | None:
-    if not model.heads:
-        if head is not None:
-            raise UserError(f"The model has one task and no head '{head}'; leave --head out.")
-        return None
-    if head is None:
-        head = next(iter(model.heads))
-        if len(model.heads) > 1:
-            notes.append(f"The maps and answers are those of the head '{head}'; choose another with --head.")
-    if head not in model.heads:
-        raise UserError(f"The model has no head '{head}'.{did_you_mean(head, model.heads)}")
-    return head
+    heads = list(model.heads or ())
+    if head is not None:
+        return known_head(heads, head)
+    if len(heads) > 1:
+        notes.append(f"The maps and answers are those of the head '{heads[0]}'; choose another with --head.")
+    return heads[0] if heads else None

@@ -47,7 +47,7 @@ def evaluate_run(
         raise UserError(f"Unknown split '{split}'; choose one of {', '.join(SPLITS)}.")
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}; give the number of images to evaluate, 1 or more.")
-    home = require_folder(Path(output) if output is not None else (Path(run) if Path(run).is_dir() else Path()))
+    home = output_folder(run, output)
     folder = model_folder(run)
     model = load_model(folder, device=device)
     trained_on = recorded_data(run)
@@ -90,6 +90,16 @@ def evaluate_run(
     if report is not None:
         report(home / "report.html", model, images, evaluation)
     return evaluation
+
+
+def output_folder(run: str | Path, output: str | Path | None, own: str = "") -> Path:
+    """Return the folder to write into: the one that was named, else the folder `own` of the run, or of this place.
+
+    Raises `UserError` where no folder can stand.
+    """
+    if output is not None:
+        return require_folder(output)
+    return require_folder((Path(run) if Path(run).is_dir() else Path()) / own)
 
 
 def open_evaluation_data(spec: str, trained_on: dict[str, Any], *, progress: bool = False) -> tuple[DataSet, bool]:

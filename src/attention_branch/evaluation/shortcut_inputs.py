@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from attention_branch.errors import UserError
 from attention_branch.explanations.outputs import checked_images, device_of, predict, unwrapped
-from attention_branch.explanations.targets import choose_head
+from attention_branch.explanations.targets import known_head
 from attention_branch.metrics.metric import as_tensor
 
 LEAST_IMAGES = 10
@@ -48,10 +48,8 @@ def searched_head(model: nn.Module, image: Tensor, head: str | None) -> str | No
     """Return the head whose answers are searched; `UserError` where the network has several and none is named."""
     scores, named = predict(model, image), getattr(unwrapped(model), "heads", None)
     heads = list(named) if isinstance(named, Mapping) else list(scores) if not isinstance(scores, Tensor) else []
-    if head is None and len(heads) > 1:
+    if head is not None:
+        return known_head(heads, head)
+    if len(heads) > 1:
         raise UserError(f"The model has {len(heads)} heads; choose one with head='{heads[0]}' ({', '.join(heads)}).")
-    if head is not None and not heads:
-        raise UserError(f"The model has one task and no head '{head}'; leave head out.")
-    if head is None:
-        return heads[0] if heads else None
-    return choose_head(unwrapped(model), {head: None}, None if isinstance(scores, Tensor) else scores)[0]
+    return heads[0] if heads else None

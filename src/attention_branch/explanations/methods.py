@@ -210,6 +210,11 @@ def _control(maps: Tensor, layer: str, request: Request) -> RawMaps:
     return RawMaps(maps.to(request.images.device), None, layer, logits, None, (0.0, 1.0), second)
 
 
+def layer_for(method: str, layer: str) -> str:
+    """Return the layer to ask a method of several for: the one that was named, "auto" of those that read none."""
+    return layer if method in LAYERED else "auto"
+
+
 def _no_layer(request: Request) -> None:
     if request.layer != "auto":
         raise UserError(f"layer is for {', '.join(LAYERED)}; this method reads none: leave it out.")

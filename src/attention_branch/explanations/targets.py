@@ -43,9 +43,16 @@ def choose_head(
             f"The model has {len(names)} heads with a map each; choose one with target='{names[0]}' "
             f"or target={{'{names[0]}': class}} (heads: {_listed(names)})."
         )
+    return known_head(names, head), wanted
+
+
+def known_head(heads: Sequence[str], head: str) -> str:
+    """Return a head that was named; `UserError` for one that is not among the heads, and where there are none."""
+    if not heads:
+        raise UserError(f"The model has one task and no head '{head}'; leave the head out.")
     if head not in heads:
-        raise UserError(f"The model has no head '{head}'.{did_you_mean(str(head), names)} Heads: {_listed(names)}.")
-    return head, wanted
+        raise UserError(f"The model has no head '{head}'.{did_you_mean(str(head), heads)} Heads: {_listed(heads)}.")
+    return head
 
 
 def head_target(model: Any, target: Target) -> tuple[Target, str]:

@@ -5,7 +5,6 @@ so it can be taken out and another put in; what the answers then lose is what th
 """
 
 import copy
-import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -15,11 +14,11 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from attention_branch.errors import UserError, did_you_mean
+from attention_branch.errors import UserError
 from attention_branch.explanations.outputs import checked_images, device_of, evaluating, probabilities, unwrapped
-from attention_branch.explanations.targets import head_logits, predicted
+from attention_branch.explanations.targets import head_logits, known_head, predicted
 from attention_branch.metrics.drive_result import OWN, REPLACED, MapDriveResult, ReplacedMap
-from attention_branch.metrics.metric import image_digest
+from attention_branch.metrics.metric import image_digest, subset_digest
 from attention_branch.metrics.statistics import (
     MetricResult,
     PairedDifference,
@@ -114,7 +113,7 @@ class MapDrive:
         known = found["labels"] >= 0
         # 1: lent by an image of the same class, 0: of another class, -1: there was no other image.
         alone = found["lent"] < 0
-        digest = hashlib.sha256("\n".join(self._digests).encode()).hexdigest()
+        digest = subset_digest(self._digests)
         results: dict[str, dict[str, MetricResult]] = {}
         for name in (OWN, *REPLACED):
             left_out = alone if name == "another_image" else torch.zeros_like(alone)
@@ -254,15 +253,11 @@ def map_drive(
 
 def _position(network: Any, head: str | None) -> int:
     heads: Sequence[str] = list(getattr(network, "heads", None) or [])
-    if not heads:
-        if head is not None:
-            raise UserError(f"The network has one task and no head '{head}'; leave head out.")
-        return 0
-    if head is None:
+    if head is not None:
+        return heads.index(known_head(heads, head))
+    if heads:
         raise UserError(f"The network has {len(heads)} heads with a map each; choose one with head='{heads[0]}'.")
-    if head not in heads:
-        raise UserError(f"The network has no head '{head}'.{did_you_mean(head, heads)} Heads: {', '.join(heads)}.")
-    return heads.index(head)
+    return 0
 
 
 def _labels(targets: Tensor | Mapping[str, Tensor] | None, head: str | None, count: int, classes: int) -> Tensor:

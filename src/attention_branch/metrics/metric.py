@@ -179,7 +179,7 @@ class Metric(ABC):
         own["interval"] = f"bootstrap over images, 95 %, {RESAMPLES} resamples, percentile, seed {self.seed}"
         own["interval"] += SHARE_INTERVAL if self.hits else ""
         if self._digests:
-            own["images_sha256"] = hashlib.sha256("\n".join(self._digests).encode()).hexdigest()
+            own["images_sha256"] = subset_digest(self._digests)
         return own
 
 
@@ -279,6 +279,11 @@ def as_tensor(values: Any, what: str) -> Tensor:
     raise UserError(
         f"{what} is an array of real numbers; this is a {type(values).__name__}: {' '.join(repr(values).split())[:60]}."
     )
+
+
+def subset_digest(digests: Sequence[str]) -> str:
+    """Return the SHA-256 that stands for images in their order, from the digest of each."""
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def image_digest(image: Tensor) -> str:

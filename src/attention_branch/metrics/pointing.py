@@ -175,7 +175,7 @@ class PointingGame(Metric):
         if not len(values):
             return None
         if self.average == "images":
-            return share_interval(values[:, 0], self.seed)
+            return super()._interval(values[:, 0])
         return bootstrap_interval(values[:, :2], self.seed, _mean_over_classes)
 
     def _details(self) -> dict[str, Any]:

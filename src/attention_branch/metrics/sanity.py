@@ -5,7 +5,6 @@ attention branch network each of its three parts apart.
 """
 
 import copy
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +24,7 @@ from attention_branch.explanations.targets import (
     predicted,
     resolve_target,
 )
-from attention_branch.metrics.metric import at_once, image_digest
+from attention_branch.metrics.metric import at_once, image_digest, subset_digest
 from attention_branch.metrics.randomizing import PARTS, ROOT, modules_inside, parts_of, randomize, stages_of
 from attention_branch.metrics.similarity import rank_correlation, structural_similarity
 from attention_branch.metrics.statistics import MetricResult, bootstrap_interval
@@ -259,8 +258,7 @@ class _Comparison:
         self.images = self.images.clone() if self.images.is_inference() else self.images
         self.method, self.layer, self.batch_size, self.seed = method, layer, batch_size, seed
         self.name = method if isinstance(method, str) else getattr(method, "__name__", "a function")
-        digests = "\n".join(image_digest(image) for image in self.images.float().cpu())
-        self.images_sha256 = hashlib.sha256(digests.encode()).hexdigest()
+        self.images_sha256 = subset_digest([image_digest(image) for image in self.images.float().cpu()])
         scores = self._scores(self.network)
         self.head, wanted = choose_head(self.network, target, None if isinstance(scores, Tensor) else scores)
         logits = head_logits(scores, self.head)
