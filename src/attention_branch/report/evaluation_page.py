@@ -203,7 +203,7 @@ def _pointing_table(evaluation: Evaluation, controls: Mapping[str, Evaluation]) 
         tolerance, counts = first.protocol["tolerance"], first.counts
         unit = "of the shorter side" if tolerance < 1 else "pixels"
         note = f"n {first.n}; tolerance {tolerance:.4g} {unit}; {counts['skipped']} images without the object in view "
-        note += "left out; intervals by bootstrap."
+        note += "left out; intervals by bootstrap, of hits or misses alone by Wilson."
     return TableBlock(
         "Does the map point at the object?",
         ("map", "on the object", "95 % interval", ""),
