@@ -52,6 +52,39 @@ def test_equals_the_paper_written_out(images, mechanism, map_kernel):
             assert torch.allclose(ours.double(), wanted, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize(
+    ("control", "wanted"), [("constant", lambda m: 0 * m + 0.5), ("shuffled", lambda m: m[[1, 0]])]
+)
+def test_map_controls_answer_as_with_that_map_given(images, control, wanted):
+    network = settled(ab.create_model("resnet20", num_classes=4), images)
+    controlled = ab.create_model("resnet20", num_classes=4, map_control=control).double().eval()
+    controlled.load_state_dict(network.state_dict())
+    with torch.no_grad():
+        own = network(images)
+        expected = network(images, attention=wanted(own.attention))
+        found = controlled(images)
+        assert torch.allclose(found.logits, expected.logits)
+        assert not torch.allclose(found.logits, own.logits, rtol=1e-4)
+        assert torch.equal(found.attention_logits, own.attention_logits)
+        assert torch.equal(found.attention, wanted(own.attention))
+        assert torch.equal(controlled.attend(images)[0], found.attention)
+
+
+def test_a_shuffled_map_teaches_the_image_it_comes_from(images):
+    model = ab.create_model("resnet20", num_classes=4, map_control="shuffled").double()
+    given = images.clone().requires_grad_()
+    model(given).attention[0].sum().backward()
+    gradient = given.grad.abs().sum((1, 2, 3))
+    # Batch norms couple the images of a batch in training, but only the neighbour is read directly.
+    assert gradient[1] > 0
+    model.eval()
+    given.grad = None
+    model(given).attention[0].sum().backward()
+    gradient = given.grad.abs().sum((1, 2, 3))
+    assert gradient[1] > 0
+    assert gradient[0] == 0
+
+
 def test_gradients_reach_all_three_parts_from_each_loss(images):
     """The perception loss teaches the branch through the map, and both losses teach the extractor (no detach)."""
     model = ab.create_model("resnet20", num_classes=4).double()

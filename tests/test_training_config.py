@@ -62,6 +62,8 @@ def test_arguments_that_cannot_be_read(arguments: list[str], message: str) -> No
     ("changes", "message"),
     [
         ({"optimizer": "adamv"}, "Unknown optimizer 'adamv'.*Did you mean 'adamw'"),
+        ({"map_control": "shuffled", "baseline": True}, "baseline has no map"),
+        ({"map_control": "constant", "mechanism": "none"}, "leave one of them out"),
         ({"mechanism": "residuel"}, "Did you mean 'residual'"),
         ({"data": ""}, "No data named"),
         ({"epochs": 0}, "epochs is 0"),

@@ -32,6 +32,7 @@ from attention_branch.models.gate import (
 from attention_branch.models.saving import ModelConfig, SavedModel
 
 MECHANISMS = ("residual", "product", "none")
+MAP_CONTROLS = ("own", "constant", "shuffled")
 Scores = Tensor | dict[str, Tensor]
 
 
@@ -109,6 +110,7 @@ class AttentionBranchNetwork(Network):
         self.place = place
         self.branch = branch
         self.mechanism = config.mechanism
+        self.map_control = config.map_control
         self.task_chunk = 8
         # What the hooks of one forward pass share. It is empty between passes, so backbone(images) alone stays plain.
         self._flow: dict[str, Any] = {}
@@ -144,7 +146,7 @@ class AttentionBranchNetwork(Network):
         """Return the map (N, T, h, w) and the attention branch's scores without running the perception branch."""
         g = self.features(images)
         activations, attention = self.branch(g, grid_size(g, self.place, images, self.backbone))
-        return attention, self._by_head(self.branch.scores(activations))
+        return self._controlled(attention), self._by_head(self.branch.scores(activations))
 
     def class_evidence(self, images: Tensor) -> Scores:
         """Return the attention branch's scores per position (N, K, h, w), by head if there are several.
@@ -174,6 +176,7 @@ class AttentionBranchNetwork(Network):
         given = flow["given"]
         if given is None or flow["want_scores"]:
             activations, attention = self.branch(g, size)  # (N, K, h, w), (N, T, h, w)
+            attention = self._controlled(attention)
             if flow["want_scores"]:
                 flow["scores"] = self.branch.scores(activations)
             if "evidence" in flow:
@@ -200,6 +203,12 @@ class AttentionBranchNetwork(Network):
             return weight(g, factor, self.place)
         self._flow["factor"] = factor
         return g
+
+    def _controlled(self, attention: Tensor) -> Tensor:
+        """Put another map in the place of the network's own where it was built as a control."""
+        if self.map_control == "constant":
+            return torch.full_like(attention, 0.5)  # the sigmoid's centre, where a map starts
+        return attention.roll(1, 0) if self.map_control == "shuffled" else attention
 
     def _given_map(self, given: Tensor, count: int, size: tuple[int, int]) -> Tensor:
         maps = given[:, None] if given.ndim == 3 else given

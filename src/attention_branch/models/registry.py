@@ -11,7 +11,7 @@ from torch import nn
 from attention_branch.errors import UserError, did_you_mean
 from attention_branch.models.branch import AttentionBranch, LiteStage, StageChoice, copy_stage
 from attention_branch.models.gate import Construction, GatePlace, Proof, grid_size, locate, output_until, prove
-from attention_branch.models.network import MECHANISMS, AttentionBranchNetwork, Network, PlainNetwork
+from attention_branch.models.network import MAP_CONTROLS, MECHANISMS, AttentionBranchNetwork, Network, PlainNetwork
 from attention_branch.models.preprocessing import Preprocessing
 from attention_branch.models.saving import ModelConfig, check_class_names
 from attention_branch.models.small import SMALL, create_small
@@ -33,6 +33,7 @@ def create_model(
     mechanism: str = "residual",
     branch: str = "paper",
     map_kernel: int = 3,
+    map_control: str = "own",
     class_names: Any = None,
     image_size: int | tuple[int, int] | None = None,
     **backbone_options: Any,
@@ -42,8 +43,9 @@ def create_model(
     Give `num_classes` for a single task or `heads={"smiling": 2, ...}` for several (1 means one sigmoid logit).
     `mechanism` is g * (1 + M) for "residual", g * M for "product", g for "none" (the branch is trained, its map not
     applied: the deep-supervision control). `branch` is "paper" or "lite" (at most 5 % more multiply-adds).
-    `map_kernel` is 3 (the published numbers) or 1 (the paper's figure). `image_size` is for backbones of fixed size;
-    further options (`drop_rate`, ...) go to the backbone. Raises `UserError` for a backbone that cannot be gated.
+    `map_kernel` is 3 (the published numbers) or 1 (the paper's figure). `map_control` makes a control network, in
+    training and in use: the map is 0.5 everywhere ("constant"), or that of the image before in the batch ("shuffled",
+    for batches in random order). `image_size` is for backbones of fixed size; further options (`drop_rate`, ...) go to the backbone. Raises `UserError` for a backbone that cannot be gated.
     """
     if mechanism not in MECHANISMS:
         raise UserError(f"Unknown mechanism '{mechanism}'; use one of {', '.join(MECHANISMS)}.")
@@ -51,8 +53,11 @@ def create_model(
         raise UserError(f"Unknown branch '{branch}'; use one of {', '.join(BRANCHES)}.")
     if map_kernel not in (1, 3):
         raise UserError(f"map_kernel is {map_kernel}; use 3 (the published numbers) or 1 (the paper's figure).")
+    if map_control not in MAP_CONTROLS:
+        raise UserError(f"Unknown map_control '{map_control}'; use one of {', '.join(MAP_CONTROLS)}.")
     config = _config(name, num_classes, heads, image_size, backbone_options)
-    config.mechanism, config.branch, config.map_kernel = mechanism, branch, map_kernel
+    config.mechanism, config.branch = mechanism, branch
+    config.map_kernel, config.map_control = map_kernel, map_control
     config.class_names = check_class_names(class_names, config)
     model = build(config, pretrained=pretrained)
     assert isinstance(model, AttentionBranchNetwork)

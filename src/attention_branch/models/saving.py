@@ -38,6 +38,8 @@ class ModelConfig:
     """'paper' or 'lite'; None for a plain backbone."""
     map_kernel: int = 3
     """Kernel of the convolution that makes the map."""
+    map_control: str = "own"
+    """'own'; 'constant' or 'shuffled' for a network built as a control."""
     image_size: tuple[int, int] | None = None
     """Image size the backbone was built for, where it was chosen."""
     fixed_size: tuple[int, int] | None = None

@@ -33,6 +33,8 @@ class TrainConfig:
     """Attention branch: a copy of the backbone's last stage, or one of at most 5 percent of the multiply-adds."""
     map_kernel: Literal[3, 1] = 3
     """Kernel of the convolution that makes the map."""
+    map_control: Literal["own", "constant", "shuffled"] = "own"
+    """Control: a map of 0.5 everywhere, or that of the image before in the batch, in the place of the image's own."""
     pretrained: bool = False
     """Start from the backbone's published weights."""
     image_size: int | None = None
@@ -146,6 +148,9 @@ def check_settings(config: TrainConfig) -> None:
         )
     if config.warmup_epochs > config.epochs:
         raise UserError(f"warmup_epochs is {config.warmup_epochs}, longer than the {config.epochs} epochs of training.")
+    if config.map_control != "own" and (config.baseline or config.mechanism == "none"):
+        what = "baseline has no map" if config.baseline else "mechanism none applies no map"
+        raise UserError(f"map_control is {config.map_control}, but {what}; leave one of them out.")
     if config.resume and config.out and Path(config.resume).resolve() != Path(config.out).resolve():
         raise UserError(f"A continued run writes to its own folder '{config.resume}'; leave out '{config.out}'.")
 

@@ -130,7 +130,12 @@ def make_model(config: TrainConfig, data: DataSet) -> Trainable:
         create_backbone(config.model, **shared)
         if config.baseline
         else create_model(
-            config.model, mechanism=config.mechanism, branch=config.branch, map_kernel=config.map_kernel, **shared
+            config.model,
+            mechanism=config.mechanism,
+            branch=config.branch,
+            map_kernel=config.map_kernel,
+            map_control=config.map_control,
+            **shared,
         )
     )
     if data.normalization and not config.pretrained:
@@ -243,12 +248,13 @@ def _ddp(config: TrainConfig) -> DDPStrategy:
     # torch 2.11 knows the switch by its older name.
     known = inspect.signature(DistributedDataParallel).parameters
     buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    # The mechanism `none` leaves the map's weights without a gradient. A static graph allows that at no cost, but it
+    # The mechanism `none` and a constant map leave the map's weights without a gradient. A static graph allows that at no cost, but it
     # does not go together with accumulation (an assertion in torch's reducer).
     static = config.accumulate == 1
+    unused = not config.baseline and (config.mechanism == "none" or config.map_control == "constant")
     return DDPStrategy(
         static_graph=static,
-        find_unused_parameters=not static and config.mechanism == "none" and not config.baseline,
+        find_unused_parameters=not static and unused,
         gradient_as_bucket_view=True,
         **{buffers: False},
     )
