@@ -45,7 +45,8 @@ def create_model(
     applied: the deep-supervision control). `branch` is "paper" or "lite" (at most 5 % more multiply-adds).
     `map_kernel` is 3 (the published numbers) or 1 (the paper's figure). `map_control` makes a control network, in
     training and in use: the map is 0.5 everywhere ("constant"), or that of the image before in the batch ("shuffled",
-    for batches in random order). `image_size` is for backbones of fixed size; further options (`drop_rate`, ...) go to the backbone. Raises `UserError` for a backbone that cannot be gated.
+    for batches in random order). `image_size` is for backbones of fixed size; further options (`drop_rate`, ...) go to
+    the backbone. Raises `UserError` for a backbone that cannot be gated.
     """
     if mechanism not in MECHANISMS:
         raise UserError(f"Unknown mechanism '{mechanism}'; use one of {', '.join(MECHANISMS)}.")

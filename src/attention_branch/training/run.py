@@ -248,8 +248,8 @@ def _ddp(config: TrainConfig) -> DDPStrategy:
     # torch 2.11 knows the switch by its older name.
     known = inspect.signature(DistributedDataParallel).parameters
     buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    # The mechanism `none` and a constant map leave the map's weights without a gradient. A static graph allows that at no cost, but it
-    # does not go together with accumulation (an assertion in torch's reducer).
+    # The mechanism `none` and a constant map leave the map's weights without a gradient. A static graph allows that at
+    # no cost, but it does not go together with accumulation (an assertion in torch's reducer).
     static = config.accumulate == 1
     unused = not config.baseline and (config.mechanism == "none" or config.map_control == "constant")
     return DDPStrategy(
