@@ -1,0 +1,160 @@
+"""The fast path against the plain one: the same pictures, the same weights, the same after a stop."""
+
+import numpy as np
+import pytest
+import torch
+
+import attention_branch as ab
+from attention_branch.data import make_loader, open_data
+from attention_branch.data.loader import BatchPlan
+from attention_branch.data.resident import ResidentImages, resident
+from attention_branch.errors import UserError
+from attention_branch.models.preprocessing import Preprocessing
+from attention_branch.training import TrainConfig, recipe, train
+from attention_branch.training.fast import FastTrainer
+from attention_branch.training.run import make_model
+
+DATA = "digits:train=44,validation=12,test=10"
+SIZE = Preprocessing(size=(32, 32), resize="squash")
+
+
+def settings(**changes) -> TrainConfig:
+    small = {"data": DATA, "model": "resnet14", "image_size": 32, "batch_size": 10, "epochs": 2, "maps": 0}
+    return recipe("default", **small | {"accelerator": "cpu", "warmup_epochs": 0.5} | changes)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return open_data(DATA)
+
+
+def trainer(config, data, **options):
+    torch.manual_seed(config.seed)
+    model = make_model(config, data)
+    return FastTrainer(config, model, resident(data.train, model.preprocessing), **options)
+
+
+def run(config, data, **options):
+    made = trainer(config, data, **options)
+    while not made.finished:
+        made.advance()
+    return made
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+@pytest.mark.parametrize("augment", ["none", "flip", "pad-crop", "pad-crop-flip"])
+def test_batches_are_the_plain_loaders(data, augment, on_device):
+    loader = make_loader(data.train, SIZE, 10, train=True, augment=augment, seed=3, normalized=False)
+    images = resident(data.train, SIZE)
+    if on_device:  # what a GPU does, done by the CPU
+        images.on_device = torch.from_numpy(images.pixels)
+    plan = BatchPlan(len(data.train), 10, train=True, seed=3)
+    for epoch in (0, 5):
+        loader.set_epoch(epoch)
+        plan.set_epoch(epoch)
+        images.begin_epoch(plan, augment)
+        wanted = list(loader)
+        assert len(wanted) == len(plan) == 4
+        for number, batch in enumerate(wanted):
+            pictures, targets = images.batch(number)
+            assert torch.equal(pictures, batch["images"])
+            assert torch.equal(targets, batch["targets"])
+            assert pictures.is_contiguous(memory_format=torch.channels_last)
+
+
+CHANGES = [
+    {},
+    {"optimizer": "sgd", "lr": 0.05, "augment": "pad-crop-flip", "mechanism": "product", "decay_all": True},
+    {"ema": 0.9, "mixup": 0.4, "cutmix": 1.0, "label_smoothing": 0.1, "gradient_clip": 1.0},
+    {"baseline": True, "augment": "trivial-augment", "model_options": ("drop_rate=0.3",)},
+]
+
+
+@pytest.mark.parametrize("changes", CHANGES)
+def test_ends_with_the_weights_of_the_plain_path(tmp_path, data, changes):
+    config = settings(out=str(tmp_path / "plain"), **changes)
+    wanted = ab.load_model(train(config) / "last").state_dict()
+    source = data.train if config.augment == "trivial-augment" else None
+    torch.manual_seed(config.seed)
+    model = make_model(config, data)
+    made = FastTrainer(config, model, source or resident(data.train, model.preprocessing))
+    while not made.finished:
+        made.advance(3)
+    found = made.evaluated.state_dict()
+    assert found.keys() == wanted.keys()
+    for name, value in found.items():
+        assert torch.equal(value, wanted[name]), name
+
+
+def test_goes_on_after_a_stop_as_if_there_was_none(data):
+    config = settings(epochs=3, ema=0.9, label_smoothing=0.1)
+    whole = run(config, data)
+    first = trainer(config, data)
+    first.advance()
+    second = trainer(config, data)
+    second.restore(first.state())
+    while not second.finished:
+        second.advance(1)
+    for name, value in second.evaluated.state_dict().items():
+        assert torch.equal(value, whole.evaluated.state_dict()[name]), name
+
+
+def test_figures_are_those_of_the_answers(data):
+    """An epoch's sums and an evaluation against the answers taken by hand, one image at a time."""
+    made = trainer(settings(lr=1e-12, warmup_epochs=0.0, batch_size=44, augment="none"), data)
+    with torch.no_grad():
+        given = made.model.preprocessing.normalize(torch.from_numpy(made.train_images.pixels).permute(0, 3, 1, 2))
+        output = made.model(given[torch.from_numpy(made.plan.order())])
+    labels = torch.from_numpy(data.train.targets)[torch.from_numpy(made.plan.order())]
+    made.advance()
+    figures = made.read_figures(made.epoch_figures())
+    assert figures["train_error"] == pytest.approx((output.logits.argmax(1) != labels).double().mean().item())
+    wanted = torch.nn.functional.cross_entropy(output.logits, labels)
+    wanted = wanted + torch.nn.functional.cross_entropy(output.attention_logits, labels)
+    assert figures["train_loss"] == pytest.approx(wanted.item(), rel=1e-4)
+
+    test = resident(data.test, made.preprocessing)
+    for order in (None, torch.arange(9, -1, -1)):
+        found = made.evaluate(test, order)
+        made.model.eval()
+        for number, sample in enumerate(data.test):
+            with torch.no_grad():
+                answer = made.model(made.preprocessing.tensor(sample.image)[None])
+            assert bool(found.perception[number]) == (answer.logits.argmax().item() == sample.target)
+            assert bool(found.attention[number]) == (answer.attention_logits.argmax().item() == sample.target)
+        assert made.model.train()
+    assert found.error() == pytest.approx(1 - found.perception.double().mean().item())
+
+
+def test_several_heads():
+    random = np.random.default_rng(0)
+    pixels, targets = random.integers(0, 256, (20, 32, 32, 3), dtype=np.uint8), random.integers(0, 2, (20, 3))
+    model = ab.create_model("resnet14", heads={"a": 2, "b": 1, "c": 2})
+    images = ResidentImages(pixels, targets)
+    made = FastTrainer(settings(batch_size=10), model, images)
+    made.advance()
+    assert 0 <= made.read_figures(made.epoch_figures())["train_error"] <= 1
+    found = made.evaluate(images)
+    assert found.perception.shape == found.attention.shape == (20, 3)
+    model.eval()
+    with torch.no_grad():
+        answer = model(made.preprocessing.normalize(images.taken(torch.arange(20))))
+    assert torch.equal(found.perception[:, 1], (answer.logits["b"][:, 0] > 0) == images.targets[:, 1].bool())
+
+
+def test_a_loss_that_is_not_finite_is_said(data):
+    made = trainer(settings(lr=1e30, optimizer="sgd", warmup_epochs=0.0), data)
+    made.advance()
+    made.advance()
+    with pytest.raises(UserError, match="not finite in epoch 2"):
+        made.read_figures(made.epoch_figures())
+
+
+def test_what_it_does_not_do_is_said(data):
+    with pytest.raises(UserError, match="leave accumulate out"):
+        trainer(settings(accumulate=2), data)
+    with pytest.raises(UserError, match="works on single pictures"):
+        trainer(settings(augment="trivial-augment"), data).advance()
+    images = ResidentImages(np.zeros((4, 32, 32, 3), dtype=np.uint8), np.array([0, 1, -1, 1]))
+    with pytest.raises(UserError, match="needs every label"):
+        FastTrainer(settings(), ab.create_backbone("resnet14", num_classes=2), images)
