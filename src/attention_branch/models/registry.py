@@ -15,6 +15,7 @@ from attention_branch.models.network import MAP_CONTROLS, MECHANISMS, AttentionB
 from attention_branch.models.preprocessing import Preprocessing
 from attention_branch.models.saving import ModelConfig, check_class_names
 from attention_branch.models.small import SMALL, create_small
+from attention_branch.models.vgg import create_wide_vgg, is_vgg
 
 BRANCHES = ("paper", "lite")
 
@@ -152,6 +153,10 @@ def _backbone(config: ModelConfig, total: int, pretrained: bool) -> nn.Module:
     hub = name.startswith("hf-hub:")
     if not hub and not timm.is_model(name):
         raise UserError(f"Unknown backbone '{name}'.{did_you_mean(name, list_backbones())} `abn models` lists all.")
+    if "channels" in options and is_vgg(name):
+        if pretrained:
+            raise UserError(f"There are no pretrained weights for '{name}' with other channels; leave pretrained out.")
+        return _call(name, lambda: create_wide_vgg(name, total, **options))
 
     def create(**size: Any) -> nn.Module:
         return timm.create_model(name, pretrained=pretrained, num_classes=total, **size, **options)

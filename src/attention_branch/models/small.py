@@ -7,20 +7,33 @@ Depths: ResNet of basic blocks 6n+2 and of bottlenecks 9n+2 (He et al. 2016, arX
 ResNet-28-10 (Zagoruyko & Komodakis 2016, 1605.07146); DenseNet-BC-100-12 (Huang et al. 2017, 1608.06993); ResNeXt-29
 8x64d (Xie et al. 2017, 1611.05431). Shortcuts that change the shape are 1x1 projections, as in the code that the
 published ABN numbers come from.
+
+Every family takes `width`, a factor on its channels: 1 is the published network, and a wider one is the plain control
+of equal size for a network with a branch (`wider.py` finds the factor).
 """
 
 import math
 from collections import OrderedDict
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attention_branch.errors import UserError
+
 # Mean and std of CIFAR-10's training pixels, the values the authors use for both CIFAR sets.
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR_STD = (0.2023, 0.1994, 0.2010)
+
+
+def scaled(channels: int, width: float) -> int:
+    """Return `width` times as many channels, rounded, at least one; raise `UserError` for a factor that is not > 0."""
+    if not 0 < width < math.inf:
+        raise UserError(f"width is {width}; it is a factor on the channels and must be above 0.")
+    return max(1, round(width * channels))
 
 
 def conv3x3(inputs: int, outputs: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
@@ -127,9 +140,9 @@ def bottleneck_block(inputs: int, width: int, stride: int) -> ResidualBlock:
     return ResidualBlock(inputs, 4 * width, stride, layers)
 
 
-def resnext_block(inputs: int, outputs: int, stride: int, cardinality: int = 8, base_width: int = 64) -> ResidualBlock:
-    """1x1, grouped 3x3 (with the stride) and 1x1; the group width grows with the stage (64, 128, 256)."""
-    width = cardinality * base_width * outputs // 256
+def resnext_block(inputs: int, outputs: int, stride: int, cardinality: int = 8) -> ResidualBlock:
+    """1x1, grouped 3x3 (with the stride) and 1x1; a group is a quarter as wide as the output (64, 128, 256)."""
+    width = cardinality * max(1, outputs // 4)
     layers = nn.Sequential(
         conv1x1(inputs, width), nn.BatchNorm2d(width), nn.ReLU(),
         conv3x3(width, width, stride, groups=cardinality), nn.BatchNorm2d(width), nn.ReLU(),
@@ -153,23 +166,25 @@ def residual_stages(
 
 
 def small_resnet(
-    depth: int, bottleneck: bool, num_classes: int, drop_rate: float = 0.0, stem_stride: int = 1
+    depth: int, bottleneck: bool, num_classes: int, drop_rate: float = 0.0, stem_stride: int = 1, width: float = 1.0
 ) -> SmallNetwork:
-    """ResNet for 32-pixel images: 6n+2 layers of basic blocks or 9n+2 of bottlenecks, widths 16, 32, 64.
+    """ResNet for 32-pixel images: 6n+2 layers of basic blocks or 9n+2 of bottlenecks, widths 16, 32, 64 times `width`.
 
     `stem_stride=2` makes it a network for 64-pixel images at the same cost.
     """
     count = (depth - 2) // (9 if bottleneck else 6)
-    stem = nn.Sequential(conv3x3(3, 16, stem_stride), nn.BatchNorm2d(16), nn.ReLU())
+    widths = [scaled(channels, width) for channels in (16, 32, 64)]
+    stem = nn.Sequential(conv3x3(3, widths[0], stem_stride), nn.BatchNorm2d(widths[0]), nn.ReLU())
     block, expansion = (bottleneck_block, 4) if bottleneck else (basic_block, 1)
-    stages = residual_stages(block, count, 16, [16, 32, 64], expansion)
+    stages = residual_stages(block, count, widths[0], widths, expansion)
     return SmallNetwork(stem, stages, nn.Identity(), num_classes, drop_rate, init="area")
 
 
-def small_resnext(num_classes: int, drop_rate: float = 0.0) -> SmallNetwork:
-    """ResNeXt-29, 8x64d, stages 256, 512, 1024."""
-    stem = nn.Sequential(conv3x3(3, 64), nn.BatchNorm2d(64), nn.ReLU())
-    stages = residual_stages(resnext_block, 3, 64, [256, 512, 1024], 1)
+def small_resnext(num_classes: int, drop_rate: float = 0.0, width: float = 1.0) -> SmallNetwork:
+    """ResNeXt-29, 8x64d, stages 256, 512, 1024 times `width`; always eight groups."""
+    channels = scaled(64, width)
+    stem = nn.Sequential(conv3x3(3, channels), nn.BatchNorm2d(channels), nn.ReLU())
+    stages = residual_stages(resnext_block, 3, channels, [scaled(c, width) for c in (256, 512, 1024)], 1)
     return SmallNetwork(stem, stages, nn.Identity(), num_classes, drop_rate)
 
 
@@ -193,17 +208,20 @@ class WideBlock(nn.Module):
         return shortcut + self.conv2(self.dropout(F.relu(self.norm2(self.conv1(activated)))))
 
 
-def wide_resnet(depth: int, widen: int, num_classes: int, drop_rate: float = 0.3) -> SmallNetwork:
-    """Wide ResNet of 6n+4 layers, stages 16w, 32w, 64w; `drop_rate` is the dropout inside the blocks."""
+def wide_resnet(depth: int, widen: int, num_classes: int, drop_rate: float = 0.3, width: float = 1.0) -> SmallNetwork:
+    """Wide ResNet of 6n+4 layers, stages 16w, 32w, 64w; `drop_rate` is the dropout inside the blocks.
+
+    `width` multiplies the widening factor; the stem has 16 channels at any factor (the paper's table 1).
+    """
     count = (depth - 4) // 6
     stages: list[tuple[str, nn.Module, int]] = []
     inputs = 16
-    for number, width in enumerate([16 * widen, 32 * widen, 64 * widen], start=1):
+    for number, outputs in enumerate((scaled(c * widen, width) for c in (16, 32, 64)), start=1):
         blocks = []
         for position in range(count):
-            blocks.append(WideBlock(inputs, width, 2 if number > 1 and position == 0 else 1, drop_rate))
-            inputs = width
-        stages.append((f"layer{number}", nn.Sequential(*blocks), width))
+            blocks.append(WideBlock(inputs, outputs, 2 if number > 1 and position == 0 else 1, drop_rate))
+            inputs = outputs
+        stages.append((f"layer{number}", nn.Sequential(*blocks), outputs))
     norm = nn.Sequential(nn.BatchNorm2d(inputs), nn.ReLU())
     return SmallNetwork(conv3x3(3, 16), stages, norm, num_classes, init="area")
 
@@ -223,15 +241,24 @@ class DenseLayer(nn.Module):
         return torch.cat([x, self.layers(x)], dim=1)
 
 
-def small_densenet(depth: int, growth: int, num_classes: int, drop_rate: float = 0.0) -> SmallNetwork:
-    """DenseNet-BC: three dense blocks of (depth - 4) / 6 layers, compression one half between them."""
+def small_densenet(
+    depth: int, growth: int, num_classes: int, drop_rate: float = 0.0, width: float = 1.0
+) -> SmallNetwork:
+    """DenseNet-BC: three dense blocks of (depth - 4) / 6 layers, compression one half between them.
+
+    `width` multiplies the growth rate. A rate that is no integer holds on average: n layers add round(n * rate), since
+    whole rates alone (13, 14, ...) would step the parameters by 15 % at a time.
+    """
     count = (depth - 4) // 6
-    channels = 2 * growth
+    channels = scaled(2 * growth, width)
     stem = conv3x3(3, channels)
+    grown = [round(i * growth * width) for i in range(count + 1)]
+    if min(after - before for before, after in pairwise(grown)) < 1:
+        raise UserError(f"width is {width}: some layers of growth rate {growth} would have no channel; use more.")
     stages: list[tuple[str, nn.Module, int]] = []
     for number in (1, 2, 3):
-        layers = [DenseLayer(channels + i * growth, growth) for i in range(count)]
-        channels += count * growth
+        layers = [DenseLayer(channels + before, after - before) for before, after in pairwise(grown)]
+        channels += grown[-1]
         parts: OrderedDict[str, nn.Module] = OrderedDict(block=nn.Sequential(*layers))
         if number < 3:
             parts["transition"] = nn.Sequential(
@@ -268,5 +295,5 @@ SMALL: dict[str, Callable[..., SmallNetwork]] = {
 
 
 def create_small(name: str, num_classes: int, **options: Any) -> SmallNetwork:
-    """Build one of the networks in `SMALL`; options: `drop_rate`."""
+    """Build one of the networks in `SMALL`; options: `drop_rate`, `width`, for ResNets `stem_stride`."""
     return SMALL[name](num_classes=num_classes, **options)
