@@ -93,7 +93,8 @@ class FastTrainer:
         self._sums = torch.zeros(5, dtype=torch.float64, device=self.device)
         self._batches: Iterator[tuple[Tensor, Tensor]] | None = None
         self._captured: Callable[[Mixed], None] | None = None
-        self._inside = 0
+        self.steps_inside = 0
+        self.seconds_inside = 0.0
         self._loader: ImageLoader | None = None
 
     @property
@@ -106,20 +107,27 @@ class FastTrainer:
         """Whether all epochs are done."""
         return self.epoch >= self.config.epochs
 
+    @property
+    def at_epoch_end(self) -> bool:
+        """Whether no epoch is under way, so that `state()` can be taken."""
+        return self._batches is None
+
     def advance(self, steps: int | None = None) -> bool:
         """Take up to `steps` steps (None: the rest of the epoch); return whether the epoch ended."""
         began = time.perf_counter()
         with self._on_stream():
             if self._batches is None:
                 self._begin_epoch()
-            last = self.steps_per_epoch if steps is None else min(self.steps_per_epoch, self._inside + steps)
-            while self._inside < last:
+            last = self.steps_per_epoch if steps is None else min(self.steps_per_epoch, self.steps_inside + steps)
+            while self.steps_inside < last:
                 self._one_step()
-            ended = self._inside == self.steps_per_epoch
+            ended = self.steps_inside == self.steps_per_epoch
             if ended:
                 self._batches = None
                 self.epoch += 1
-        self.seconds += time.perf_counter() - began
+        taken = time.perf_counter() - began
+        self.seconds += taken
+        self.seconds_inside += taken
         return ended
 
     def epoch_figures(self) -> Tensor:
@@ -220,7 +228,7 @@ class FastTrainer:
 
     def _begin_epoch(self) -> None:
         self.plan.set_epoch(self.epoch)
-        self._inside = 0
+        self.steps_inside, self.seconds_inside = 0, 0.0
         self._sums.zero_()
         seed = (self.config.seed * 1_000_003 + self.epoch) * 1009
         random.seed(seed)
@@ -249,7 +257,7 @@ class FastTrainer:
         assert self._batches is not None
         pictures, targets = next(self._batches)
         if not self.graph:  # a captured step has its own state of the generator, which dropout reads
-            self._seed(self._inside)
+            self._seed(self.steps_inside)
         images = self._normalized(pictures)
         mixed = mix(images, self._by_head(targets), self.config.mixup, self.config.cutmix)
         rate = self.config.lr * self._factor(self.step)
@@ -265,7 +273,7 @@ class FastTrainer:
                 self._captured = self._capture(mixed)
             self._captured(mixed)
         self.step += 1
-        self._inside += 1
+        self.steps_inside += 1
         if self.average is not None:
             self.average.update(self.model, step=self.step)
 

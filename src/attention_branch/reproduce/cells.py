@@ -1,0 +1,132 @@
+"""What each published number was measured on: rows of the tables as networks, columns as data, and the cells to run."""
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from attention_branch.errors import UserError, did_you_mean
+from attention_branch.reproduce.arms import ARMS, Arm
+from attention_branch.reproduce.published import PUBLISHED, Published
+
+# Table 1's rows as networks: first what the authors' code builds under that name, then the true depth.
+DEPTHS = {
+    "ResNet20": ("resnet20",),
+    "ResNet32": ("resnet32",),
+    "ResNet44": ("resnet65b", "resnet44"),
+    "ResNet56": ("resnet83b", "resnet56"),
+    "ResNet110": ("resnet164b", "resnet110"),
+}
+_MECHANISM = {"g(x)": "plain", "g(x)*M(x)": "product", "g(x)*(1+M(x))": "residual"}
+
+# Table 2's rows as networks, for 32-pixel data and for ImageNet. Depths on ImageNet: those whose published error is the
+# row's (ResNet-152, SE-ResNet-152, WRN-50-2); DenseNet-161 and ResNeXt-50 (32x4d) are our reading.
+_FAMILIES = {
+    "VGGNet": (None, "vgg16"),
+    "VGGNet+BN": (None, "vgg16_bn"),
+    "VGGNet+CAM": (None, "vgg16_cam"),
+    "VGGNet+BN+CAM": (None, "vgg16_bn_cam"),
+    "ResNet": ("resnet164b", "resnet152"),
+    # ResNet ends in global average pooling: as it is, it is its own CAM network.
+    "ResNet+CAM": (None, "resnet152"),
+    "WideResNet": ("wrn_28_10", "wide_resnet50_2"),
+    "DenseNet": ("densenet_bc_100_12", "densenet161"),
+    "ResNeXt": ("resnext29_8x64d", "resnext50_32x4d"),
+    "SENet": (None, "seresnet152"),
+}
+_TABLE3 = {"VGG16": "vgg16", "ResNet101": "resnet101"}
+NOT_BUILT = frozenset({"Attention", "AttentionNeXt", "FaceTracer", "PANDA-1", "LNet+ANet", "MOON"})
+"""Rows of other systems than ABN and its backbones."""
+
+ROLES = {
+    "CIFAR10": "cifar10",
+    "CIFAR100": "cifar100",
+    "SVHN": "svhn",
+    "ImageNet": "imagenet",
+    "model": "compcars",
+    "maker": "compcars",
+    "average accuracy": "celeba",
+    "odds": "celeba",
+}
+"""The data a column was measured on."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One network on one data set's role in one arm; several seeds of it are runs."""
+
+    network: str
+    role: str
+    arm: str
+
+    @property
+    def name(self) -> str:
+        """Return `network/role/arm`, as `--cells` takes it."""
+        return f"{self.network}/{self.role}/{self.arm}"
+
+
+def networks_of(number: Published) -> tuple[str, ...]:
+    """Return the backbones of a published number, the authors' own first; none for systems that are not built."""
+    if number.table == "table1":
+        return DEPTHS[number.row]
+    row = number.row.removesuffix("+ABN")
+    if number.table == "table2":
+        small, large = _FAMILIES.get(row, (None, None))
+        chosen = large if number.column == "ImageNet" else small
+        return (chosen,) if chosen else ()
+    if number.table == "table3":
+        return (_TABLE3[row],)
+    return ("resnet101",) if row in ("ResNet101", "ABN") else ()
+
+
+def cells_of(number: Published) -> tuple[Cell, ...]:
+    """Return the cells that measure a published number, the authors' own network first."""
+    if number.table == "table1":
+        role, arm = "cifar100", _MECHANISM[number.column]
+    else:
+        role, arm = ROLES[number.column], "residual" if number.row.endswith("ABN") else "plain"
+    return tuple(Cell(network, role, arm) for network in networks_of(number))
+
+
+def cells_for(what: str) -> list[Cell]:
+    """Return all cells of a table, figure or of `digits`, every arm of every network, smaller networks first."""
+    if what == "digits":
+        return [Cell("resnet14", "digits", arm) for arm in ARMS]
+    if what == "figure4":
+        return [Cell(network, "imagenet", "residual") for network in ("resnet152",)]
+    if what == "figure7":
+        return [Cell("resnet101", "celeba", "residual")]
+    pairs = dict.fromkeys(
+        (cell.network, cell.role) for number in PUBLISHED if number.table == what for cell in cells_of(number)
+    )
+    return [Cell(network, role, arm) for network, role in pairs for arm in ARMS]
+
+
+def choose(cells: Sequence[Cell], patterns: Sequence[str]) -> list[Cell]:
+    """Return the cells that any pattern names: `resnet20/cifar100/residual`, `resnet20`, `*/cifar100/*`.
+
+    Raises `UserError` for a pattern that names none.
+    """
+    chosen: dict[Cell, None] = {}
+    for pattern in patterns:
+        whole = "/".join([*pattern.strip("/").split("/"), "*", "*"][:3])
+        found = [cell for cell in cells if fnmatch.fnmatchcase(cell.name, whole)]
+        if not found:
+            raise UserError(_no_cell(cells, pattern))
+        chosen.update(dict.fromkeys(found))
+    return [cell for cell in cells if cell in chosen]
+
+
+def _no_cell(cells: Sequence[Cell], pattern: str) -> str:
+    parts = pattern.strip("/").split("/")
+    known = [{cell.network for cell in cells}, {cell.role for cell in cells}, {cell.arm for cell in cells}]
+    for part, names, what in zip(parts, known, ("network", "data set", "arm"), strict=False):
+        if not any(fnmatch.fnmatchcase(name, part) for name in names):
+            listed = ", ".join(sorted(names))
+            near = did_you_mean(part, names)
+            return f"No cell matches '{pattern}': '{part}' is no {what} here; there are {listed}.{near}"
+    return f"No cell matches '{pattern}'; a cell is NETWORK/DATA/ARM, such as '{cells[0].name}'."
+
+
+def arm_of(cell: Cell) -> Arm:
+    """Return the arm of a cell."""
+    return ARMS[cell.arm]

@@ -1,0 +1,220 @@
+"""Runs the cells there is data for: what is done is left, what is unfinished goes on, and the budget is kept."""
+
+import multiprocessing
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from queue import Empty
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from attention_branch.errors import UserError
+from attention_branch.files import disk_error, require_folder
+from attention_branch.reproduce import record as records
+from attention_branch.reproduce.cells import Cell, cells_for, choose
+from attention_branch.reproduce.estimate import estimate
+from attention_branch.reproduce.plan import Job, Protocol, make_jobs
+from attention_branch.reproduce.progress import Progress
+from attention_branch.reproduce.small_run import Arrays, preprocessing_of, thread_count
+from attention_branch.reproduce.sources import Origin, missing, open_origin, parse_data
+from attention_branch.reproduce.worker import Circumstances, Report, work
+
+UNASKED = 3600.0
+"""Seconds that are computed on a CPU without being asked twice."""
+
+
+def reproduce(
+    what: str,
+    *,
+    cells: Sequence[str] = (),
+    seeds: Sequence[int] = (0, 1, 2),
+    data: Sequence[str] = (),
+    budget: float | None = None,
+    resume: bool = False,
+    out: str | Path = "runs/reproduce",
+    protocol: Protocol | None = None,
+    device: str = "cpu",
+    at_once: int | None = None,
+    keep_models: bool = False,
+    console: Console | None = None,
+) -> int:
+    """Run a table's cells; return how many of the chosen runs are finished now.
+
+    `cells` are patterns (all: none), `data` NAME=PATH pairs, `budget` minutes. `at_once` runs share the machine (None:
+    one a core on a CPU, four on a GPU). Raises `UserError` for what cannot be run as asked; what was finished stays.
+    """
+    console = console or Console()
+    protocol = protocol or Protocol()
+    began = time.time()
+    folder = require_folder(out)
+    origins = parse_data(data)
+    wanted = cells_for(what)
+    if cells:
+        wanted = choose(wanted, cells)
+    runnable = _with_data(wanted, origins, console)
+    jobs: list[Job] = []
+    arrays: dict[str, Arrays] = {}
+    at_once = at_once or (thread_count() if device == "cpu" else 4)
+    temporary = Path(tempfile.mkdtemp(prefix="abn-pixels-"))
+    try:
+        for origin, mine in runnable:
+            console.print(f"{origin.title}: reading the pictures ...", highlight=False)
+            opened = open_origin(origin)
+            made = make_jobs(mine, origin, opened, protocol, list(seeds), folder, keep_models)
+            todo = _unfinished(made, resume)
+            done = len(made) - len(todo)
+            console.print(f"{origin.title}: {len(made)} runs, {done} of them finished already.", highlight=False)
+            if not todo:
+                continue
+            preprocessing = preprocessing_of(todo[0].config, opened)
+            arrays[origin.name] = Arrays(temporary / origin.name, opened).write(opened, preprocessing)
+            jobs += todo
+        # Every arm of a seed before the next seed, so that what a budget leaves can be compared.
+        jobs.sort(key=lambda job: job.config.seed)
+        if jobs:
+            _announce(jobs, arrays, device, at_once, budget, console)
+            deadline = None if budget is None else began + 60 * budget
+            _work_off(jobs, arrays, device, at_once, deadline, console)
+    except OSError as problem:
+        raise disk_error(problem, folder) from problem
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return sum(records.is_finished(records.read(job.record)) for job in jobs)
+
+
+def _with_data(cells: list[Cell], origins: list[Origin], console: Console) -> list[tuple[Origin, list[Cell]]]:
+    """Divide cells among the data at hand; say what is missing for the others; `UserError` when nothing is left."""
+    found = []
+    for role in dict.fromkeys(cell.role for cell in cells):
+        mine = [cell for cell in cells if cell.role == role]
+        here = [origin for origin in origins if origin.kind.role == role]
+        found += [(origin, mine) for origin in here]
+        if not here:
+            console.print(f"[yellow]Left out {len(mine)} cells.[/yellow] {missing(role)}", highlight=False)
+    if not found:
+        roles = ", ".join(dict.fromkeys(cell.role for cell in cells))
+        raise UserError(f"There is no data for any of the chosen cells ({roles}); the lines above say what to get.")
+    return found
+
+
+def _unfinished(jobs: list[Job], resume: bool) -> list[Job]:
+    todo, begun = [], []
+    for job in jobs:
+        record = records.read(job.record)
+        if record is not None:
+            records.check_same(job, record)
+        if records.is_finished(record):
+            continue
+        todo.append(job)
+        if record is not None or job.checkpoint.exists():
+            begun.append(job)
+    if begun and not resume:
+        raise UserError(
+            f"{len(begun)} runs are begun and not finished, such as '{begun[0].record}'; add --resume to go on with "
+            "them, or name another folder with --out."
+        )
+    return todo
+
+
+def _announce(
+    jobs: list[Job], arrays: dict[str, Arrays], device: str, at_once: int, budget: float | None, console: Console
+) -> None:
+    """Say what is going to be run and, on a CPU, how long it will take by measured steps."""
+    epochs = sorted({job.config.epochs for job in jobs})
+    console.print(
+        f"{len(jobs)} runs of {'/'.join(map(str, epochs))} epochs on {device}, {at_once} at once, precision "
+        f"{jobs[0].config.precision}{', a smoke test' if jobs[0].protocol.shortened else ''}.",
+        highlight=False,
+    )
+    if device != "cpu":
+        return
+    seconds = estimate(jobs, arrays) / at_once
+    shown = f"about {seconds / 60:.0f} minutes" if seconds < 7200 else f"about {seconds / 3600:.0f} hours"
+    console.print(f"Without a GPU this takes {shown}, by steps measured now.", highlight=False)
+    if budget is None and seconds > UNASKED:
+        raise UserError(
+            f"Without a GPU these {len(jobs)} runs take {shown}; give --budget MINUTES to run for that long and go on "
+            "later with --resume, choose fewer with --cells and --seeds, or make it a smoke test with --epochs."
+        )
+
+
+def _work_off(
+    jobs: list[Job], arrays: dict[str, Arrays], device: str, at_once: int, deadline: float | None, console: Console
+) -> None:
+    """Let worker processes do the jobs: on a CPU one thread and one run each, on a GPU one process with them all."""
+    on_cpu = device == "cpu"
+    count = min(at_once, len(jobs)) if on_cpu else 1
+    threads = max(1, thread_count() // count)
+    circumstances = Circumstances(device, threads, 1 if on_cpu else at_once, deadline)
+    context = multiprocessing.get_context("spawn")
+    queue, reports, stop = context.Queue(), context.Queue(), context.Event()
+    for job in jobs:
+        queue.put(job)
+    progress = Progress(console, jobs)
+    workers = [
+        context.Process(target=work, args=(queue, reports, stop, arrays, circumstances), daemon=True)
+        for _ in range(count)
+    ]
+    interrupted = False
+    with progress:
+        for worker in workers:
+            worker.start()
+        while True:
+            try:
+                if not _listen(reports, progress) and not any(worker.is_alive() for worker in workers):
+                    break
+            except KeyboardInterrupt:
+                if interrupted:
+                    break
+                interrupted = True
+                stop.set()
+                progress.say("Stopping: runs are kept up to their last finished epoch ...")
+        while _listen(reports, progress, wait=0.1):
+            pass
+    for worker in workers:
+        worker.join(timeout=5)
+    queue.cancel_join_thread()
+    dead = [worker.exitcode for worker in workers if worker.exitcode]
+    _conclude(progress, jobs, interrupted, dead)
+
+
+def _listen(reports: Any, progress: Progress, wait: float = 1.0) -> bool:
+    with suppress(Empty):
+        report: Report = reports.get(timeout=wait)
+        progress.take(report)
+        return True
+    return False
+
+
+def _conclude(progress: Progress, jobs: list[Job], interrupted: bool, dead: list[int]) -> None:
+    left = [job for job in jobs if job.name not in progress.finished]
+    progress.say(f"{len(jobs) - len(left)} of {len(jobs)} runs finished.")
+    if dead:
+        raise UserError(
+            f"A worker process was killed (exit status {dead[0]}), perhaps for want of memory; go on with --resume, "
+            "with a smaller --at-once if it happens again."
+        )
+    if progress.failed:
+        name, text = next(iter(progress.failed.items()))
+        raise UserError(f"{len(progress.failed)} runs failed, the first: {name}: {text}")
+    if interrupted:
+        progress.say("Go on with --resume.")
+        raise SystemExit(130)
+    if progress.short and not progress.finished and not progress.advanced:
+        name, seconds = min(progress.short.items(), key=lambda item: item[1])
+        raise UserError(
+            f"The budget is too short for one epoch: {name} takes about {seconds / 60:.1f} minutes an epoch here; "
+            f"give --budget {int(seconds / 60 * 1.3) + 2} or more."
+        )
+    if left:
+        progress.say("The budget is used up; go on with --resume.")
+
+
+def torch_device(device: str) -> str:
+    """Return the device to compute on; 'auto' takes a GPU when there is one."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device

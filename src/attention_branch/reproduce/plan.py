@@ -1,0 +1,175 @@
+"""From a cell, its data and a seed to one run: every setting, the place of its record, and what must not change."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from attention_branch.data import DataSet
+from attention_branch.errors import UserError
+from attention_branch.reproduce.arms import backbone_options
+from attention_branch.reproduce.cells import Cell, arm_of
+from attention_branch.reproduce.sources import Origin
+from attention_branch.training import RECIPES, TrainConfig, recipe
+from attention_branch.training.config import read_model_options
+
+PROTOCOLS = ("published", "modern")
+
+# The published settings by network; where the authors' files differ for a family, its own recipe.
+_FAMILY_RECIPES = (
+    ("wrn", "cifar-wrn"),
+    ("densenet", "cifar-densenet"),
+    ("resnext", "cifar-resnext"),
+    ("resnet", "cifar-resnet110"),
+)
+
+# Settings that say where a run is computed and kept, not what it computes.
+_NO_RESULT = ("data", "out", "resume", "devices", "nodes", "workers", "accelerator", "compile", "maps", "tensorboard")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How runs are trained: the published settings or modern ones, whole, or shortened to a smoke test."""
+
+    name: str = "published"
+    epochs: int | None = None
+    train_images: int | None = None
+    precision: Literal["32", "bf16"] = "32"
+
+    @property
+    def shortened(self) -> bool:
+        """Whether a run is only a smoke test."""
+        return self.epochs is not None or self.train_images is not None
+
+    @property
+    def label(self) -> str:
+        """Return the protocol's name for files: `published`, `modern-e4-n5000`."""
+        parts = [self.name]
+        if self.epochs is not None:
+            parts.append(f"e{self.epochs}")
+        if self.train_images is not None:
+            parts.append(f"n{self.train_images}")
+        return "-".join(parts)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: what a worker needs to do it. Plain values, so that it can be sent to another process."""
+
+    cell: Cell
+    origin: Origin
+    protocol: Protocol
+    config: TrainConfig
+    size: dict[str, Any]
+    data: dict[str, Any]
+    record: Path
+    keep_model: bool = False
+
+    @property
+    def name(self) -> str:
+        """Return the cell with its seed."""
+        return f"{self.cell.name} seed {self.config.seed}"
+
+    @property
+    def checkpoint(self) -> Path:
+        """Return where an unfinished run is kept."""
+        return self.record.with_suffix(".ckpt")
+
+
+def native_precision(device: str) -> Literal["32", "bf16"]:
+    """Return bf16 where the device computes it at full speed, else 32."""
+    if device.startswith("cuda"):
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "32"
+    known = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return "bf16" if known is not None and known() else "32"
+
+
+def recipe_of(cell: Cell, protocol: Protocol) -> str:
+    """Return the recipe a cell is trained with."""
+    if cell.role == "digits":
+        chosen = "digits"
+    elif cell.role in ("imagenet", "compcars", "celeba"):
+        chosen = cell.role
+    elif cell.role == "svhn":
+        chosen = "svhn"
+    else:
+        chosen = next(name for start, name in _FAMILY_RECIPES if cell.network.startswith(start))
+    if protocol.name == "modern":
+        chosen = f"{'cifar' if cell.role in ('cifar10', 'cifar100', 'svhn') else chosen}-modern"
+    if chosen not in RECIPES:
+        raise UserError(f"There are no {protocol.name} settings for {cell.role}; use --protocol published.")
+    return chosen
+
+
+def settings(cell: Cell, origin: Origin, protocol: Protocol, seed: int, options: dict[str, Any]) -> TrainConfig:
+    """Return the settings of one run; `options` are the backbone's in this arm."""
+    start = recipe(recipe_of(cell, protocol))
+    changes: dict[str, Any] = dict(arm_of(cell).settings)
+    if protocol.epochs is not None:
+        share = protocol.epochs / start.epochs
+        # The course of the learning rate is shortened with the run.
+        changes |= {"epochs": protocol.epochs, "warmup_epochs": start.warmup_epochs * share}
+        milestones = sorted({round(epoch * share) for epoch in start.milestones} - {0, protocol.epochs})
+        changes["milestones"] = tuple(milestones)
+        if start.schedule == "steps" and not milestones:
+            changes["schedule"] = "constant"
+    if origin.kind.image_size is not None:
+        changes["image_size"] = origin.kind.image_size
+    return dataclasses.replace(
+        start,
+        **changes,
+        data=origin.spec,
+        model=cell.network,
+        model_options=tuple(f"{name}={value!r}" for name, value in options.items()),
+        seed=seed,
+        precision=protocol.precision,
+        maps=0,
+    )
+
+
+def make_jobs(
+    cells: list[Cell], origin: Origin, data: DataSet, protocol: Protocol, seeds: list[int], out: Path, keep_model: bool
+) -> list[Job]:
+    """Return the runs of cells on one data set, one a seed."""
+    size: dict[str, Any] = {"heads": data.heads} if data.multitask else {"num_classes": data.num_classes}
+    described = data.record()
+    jobs = []
+    for cell in cells:
+        start = recipe(recipe_of(cell, protocol))
+        own = read_model_options(start.model_options)
+        options = backbone_options(arm_of(cell), cell.network, size, origin.kind.image_size, own)
+        for seed in seeds:
+            place = Path(origin.name) / cell.network / cell.arm / f"{protocol.label}-seed{seed}.json"
+            jobs.append(
+                Job(
+                    cell,
+                    origin,
+                    protocol,
+                    settings(cell, origin, protocol, seed, options),
+                    size,
+                    _described(described, origin),
+                    out / place,
+                    keep_model,
+                )
+            )
+    return jobs
+
+
+def _described(record: dict[str, Any], origin: Origin) -> dict[str, Any]:
+    """Return what a record says of its data: no paths, so that records can be shared."""
+    return {
+        "name": origin.name,
+        "title": origin.title,
+        "stands_for": origin.kind.stands_for,
+        "images": {split: entry["images"] for split, entry in record["splits"].items()},
+        "split_made": record["split_made"],
+        "fingerprint": record["fingerprint"],
+    }
+
+
+def kept_settings(config: TrainConfig) -> dict[str, Any]:
+    """Return the settings that a run's result depends on, as plain values for its record."""
+    values = {name: value for name, value in dataclasses.asdict(config).items() if name not in _NO_RESULT}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

@@ -1,0 +1,115 @@
+"""The record of one run: a JSON file that says what was run, on what, and what came out."""
+
+import base64
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from attention_branch.errors import UserError
+from attention_branch.files import write_text
+from attention_branch.reproduce.plan import Job, kept_settings
+
+FORMAT = 1
+FINISHED = "finished"
+
+
+def begin(job: Job) -> dict[str, Any]:
+    """Return the record of a run that has not begun."""
+    return {
+        "format": FORMAT,
+        "status": "unfinished",
+        "cell": {"network": job.cell.network, "role": job.cell.role, "arm": job.cell.arm},
+        "protocol": {
+            "name": job.protocol.name,
+            "recipe": job.config.recipe,
+            "shortened": job.protocol.shortened,
+            "train_images": job.protocol.train_images,
+        },
+        "seed": job.config.seed,
+        "settings": kept_settings(job.config),
+        "data": job.data,
+        "epochs_done": 0,
+        "curves": {},
+    }
+
+
+def surroundings(device: str, threads: int) -> dict[str, Any]:
+    """Return hardware and versions, without names of machines or paths."""
+    hardware: dict[str, Any] = {"device": device, "cores": os.cpu_count(), "processor": _processor()}
+    if device.startswith("cuda"):
+        hardware["gpu"] = torch.cuda.get_device_name(device)
+    else:
+        hardware["threads"] = threads
+    names = ("attention-branch", "torch", "torchvision", "timm", "numpy")
+    return {
+        "hardware": hardware,
+        "versions": {name: version(name) for name in names} | {"python": platform.python_version()},
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """Return a record, None where there is none; `UserError` for a damaged file."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError) as problem:
+        raise UserError(f"'{path}' cannot be read ({problem}); remove it, and the run is done anew.") from problem
+    if not isinstance(record, dict) or record.get("format") != FORMAT or "cell" not in record:
+        raise UserError(f"'{path}' is no record of this version's runs; move it away.")
+    return record
+
+
+def check_same(job: Job, record: dict[str, Any]) -> None:
+    """Raise a `UserError` when a record is of other settings or other data than the run that would continue it."""
+    way_out = f"name another folder with --out, or remove '{job.record}'"
+    wanted = begin(job)
+    if record["data"].get("fingerprint") != job.data["fingerprint"]:
+        raise UserError(f"'{job.record}' was run on other images than those '{job.origin.name}' holds now; {way_out}.")
+    theirs, ours = record["settings"], json.loads(json.dumps(wanted["settings"]))
+    for name in sorted({*theirs, *ours}):
+        if theirs.get(name) != ours.get(name):
+            raise UserError(
+                f"'{job.record}' is a run of another configuration: {name} is {theirs.get(name)} there and "
+                f"{ours.get(name)} here; {way_out}."
+            )
+
+
+def write(path: Path, record: dict[str, Any]) -> None:
+    """Write a record whole or not at all, one line a key: curves of 300 epochs would fill pages otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in record.items()]
+    write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def pack(right: np.ndarray) -> dict[str, Any]:
+    """Return bools of any shape as base64 of packed bits, with the shape."""
+    bits = np.packbits(right.astype(bool).ravel())
+    return {"shape": list(right.shape), "bits": base64.b64encode(bits.tobytes()).decode("ascii")}
+
+
+def unpack(packed: dict[str, Any]) -> np.ndarray:
+    """Return the bools of `pack`."""
+    shape = tuple(packed["shape"])
+    bits = np.frombuffer(base64.b64decode(packed["bits"]), dtype=np.uint8)
+    return np.unpackbits(bits, count=int(np.prod(shape))).astype(bool).reshape(shape)
+
+
+def is_finished(record: dict[str, Any] | None) -> bool:
+    """Tell whether a record counts: only runs that reached their last epoch do."""
+    return record is not None and record["status"] == FINISHED

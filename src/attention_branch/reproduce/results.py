@@ -1,0 +1,282 @@
+"""What finished runs say together: mean and spread over seeds, arm against arm, the published number beside ours."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from attention_branch.errors import UserError
+from attention_branch.reproduce import record as records
+from attention_branch.reproduce.arms import ARMS
+from attention_branch.reproduce.cells import NOT_BUILT, cells_of
+from attention_branch.reproduce.published import PUBLISHED, TABLES, Published
+from attention_branch.reproduce.sources import missing
+
+REFERENCES = ("plain", "none", "wider-multiply-adds")
+"""Arms that every other arm is compared with."""
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Group:
+    """The finished runs of one network, data set, arm and protocol, one a seed."""
+
+    network: str
+    role: str
+    arm: str
+    data: str
+    protocol: str
+    shortened: bool
+    records: tuple[dict[str, Any], ...]
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds, rising."""
+        return [record["seed"] for record in self.records]
+
+    def values(self, place: str, name: str) -> np.ndarray:
+        """Return one figure of every run, such as ('last', 'test_error'), as a share."""
+        return np.array([record[place].get(name, math.nan) for record in self.records])
+
+    def summary(self, place: str = "last", name: str = "test_error") -> dict[str, Any] | None:
+        """Return mean and standard deviation over seeds in percent; None where a run lacks the figure."""
+        values = 100 * self.values(place, name)
+        if np.isnan(values).any():
+            return None
+        spread = float(values.std(ddof=1)) if len(values) > 1 else None
+        return {"mean": float(values.mean()), "std": spread, "n": len(values)}
+
+
+def read_groups(folders: Sequence[Path]) -> list[Group]:
+    """Return the finished runs under some folders, grouped; of a run found twice the first counts."""
+    found: dict[tuple[str, str, str, str, str, bool], dict[int, dict[str, Any]]] = {}
+    for folder in folders:
+        for path in sorted(folder.rglob("*-seed*.json")):
+            record = records.read(path)
+            if not records.is_finished(record):
+                continue
+            assert record is not None
+            cell, protocol = record["cell"], record["protocol"]
+            key = (
+                cell["network"], cell["role"], cell["arm"], record["data"]["title"], _label(record),
+                protocol["shortened"],
+            )  # fmt: skip
+            found.setdefault(key, {}).setdefault(record["seed"], record)
+    return [Group(*key, tuple(runs[seed] for seed in sorted(runs))) for key, runs in found.items()]
+
+
+def _label(record: dict[str, Any]) -> str:
+    """Return the protocol with what tells it from others: epochs and images where shortened, the precision."""
+    settings, protocol = record["settings"], record["protocol"]
+    text = f"{protocol['name']}, {settings['epochs']} epochs"
+    if protocol["train_images"]:
+        text += f", {protocol['train_images']} images"
+    return text + (", bf16" if settings["precision"] == "bf16" else "")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The error of one arm less that of another, in points, paired by seed; `interval` and `p_value` by Student's t."""
+
+    mean: float
+    interval: tuple[float, float] | None
+    p_value: float | None
+    n: int
+    lower: int
+    """Seeds with the lower error in the first."""
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval excludes zero."""
+        return self.interval is not None and not self.interval[0] <= 0 <= self.interval[1]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for a JSON file."""
+        interval = None if self.interval is None else list(self.interval)
+        return {**vars(self), "interval": interval, "clear": self.clear}
+
+
+def difference(first: Group, second: Group, place: str = "last", name: str = "test_error") -> Difference | None:
+    """Compare two arms over the seeds both have; None where there is none.
+
+    Paired t-test (Student): runs of one seed share the order of images and their augmentation. The interval is for the
+    mean over further seeds on this test set, not over further test sets.
+    """
+    shared = sorted(set(first.seeds) & set(second.seeds))
+    if not shared:
+        return None
+    pairs = []
+    for group in (first, second):
+        by_seed = dict(zip(group.seeds, 100 * group.values(place, name), strict=True))
+        pairs.append(np.array([by_seed[seed] for seed in shared]))
+    delta = pairs[0] - pairs[1]
+    if np.isnan(delta).any():
+        return None
+    interval, p_value = None, None
+    if len(delta) > 1:
+        error = float(delta.std(ddof=1)) / math.sqrt(len(delta))
+        reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(delta) - 1)) * error
+        interval = (float(delta.mean()) - reach, float(delta.mean()) + reach)
+        same = 1.0 if delta.mean() == 0 else 0.0
+        p_value = float(stats.ttest_rel(pairs[0], pairs[1]).pvalue) if error > 0 else same
+    return Difference(float(delta.mean()), interval, p_value, len(delta), int((delta < 0).sum()))
+
+
+def table_rows(groups: Iterable[Group]) -> list[dict[str, Any]]:
+    """Return the published numbers with ours beside them: one row a number and data set, `ours` null where there is
+    none.
+
+    Whole runs only; what a smoke test said stands in `smoke_tests` of `studies`.
+    """
+    whole = [group for group in groups if not group.shortened]
+    rows: list[dict[str, Any]] = []
+    for number in PUBLISHED:
+        found = []
+        for place, cell in enumerate(cells_of(number)):
+            mine = [g for g in whole if (g.network, g.role, g.arm) == (cell.network, cell.role, cell.arm)]
+            for group in mine:
+                found.append(_row(number, group, authors=place == 0))
+        rows += found or [_open_row(number)]
+    return rows
+
+
+def _row(number: Published, group: Group, *, authors: bool) -> dict[str, Any]:
+    ours = _ours(number, group)
+    return _number(number) | {
+        "ours": ours,
+        "network": group.network,
+        "authors_depth": authors,
+        "arm": group.arm,
+        "reason": None if ours else "the runs hold no such figure",
+    }
+
+
+def _ours(number: Published, group: Group) -> dict[str, Any] | None:
+    """Return the last epoch's figure in the published unit, and apart from it what the best epoch would have said."""
+    name = "test_error"
+    last = group.summary("last", name)
+    if last is None or number.column in ("odds",):
+        return None
+    best, chosen = group.summary("best_on_test", name), group.summary("best_on_validation", name)
+    branch = group.summary("last", "test_attention_error")
+    if number.unit.startswith("accuracy"):
+        last, best, chosen, branch = (_accuracy(value) for value in (last, best, chosen, branch))
+    assert last is not None
+    return {
+        **last,
+        "data": group.data,
+        "protocol": group.protocol,
+        "seeds": group.seeds,
+        "attention_branch": branch,
+        "best_on_validation": chosen,
+        "best_on_test": best,
+    }
+
+
+def _accuracy(summary: dict[str, Any] | None) -> dict[str, Any] | None:
+    return None if summary is None else summary | {"mean": 100 - summary["mean"]}
+
+
+def _number(number: Published) -> dict[str, Any]:
+    return {
+        "table": number.table,
+        "row": number.row,
+        "column": number.column,
+        "published": number.value,
+        "unit": number.unit,
+        "published_is_own_run": number.own,
+    }
+
+
+def _open_row(number: Published) -> dict[str, Any]:
+    cells = cells_of(number)
+    if number.row in NOT_BUILT:
+        reason = "this system is not part of the package yet"
+    elif not cells:
+        reason = "no network of ours stands for this row"
+    else:
+        reason = f"not run ({cells[0].name}). {missing(cells[0].role)}"
+    network = cells[0].network if cells else None
+    return _number(number) | {
+        "ours": None,
+        "network": network,
+        "authors_depth": True,
+        "arm": cells[0].arm if cells else None,
+        "reason": reason,
+    }
+
+
+def studies(groups: Iterable[Group]) -> list[dict[str, Any]]:
+    """Return every network and data set with all its arms side by side, each arm compared with the references."""
+    by_study: dict[tuple[Any, ...], dict[str, Group]] = {}
+    for group in groups:
+        key = (group.role, group.data, group.network, group.protocol, group.shortened)
+        by_study.setdefault(key, {})[group.arm] = group
+    return [_study(key, arms) for key, arms in by_study.items()]
+
+
+def _study(key: tuple[Any, ...], arms: dict[str, Group]) -> dict[str, Any]:
+    role, data, network, protocol, shortened = key
+    first = next(iter(arms.values())).records[0]
+    lines = []
+    for name in ARMS:
+        if name not in arms:
+            continue
+        group = arms[name]
+        maps = [record["map"] for record in group.records if record.get("map")]
+        on_object = [one["on_object"] for one in maps if one.get("on_object") is not None]
+        compared = {
+            other: found.to_dict()
+            for other in REFERENCES
+            if other != name and other in arms and (found := difference(group, arms[other])) is not None
+        }
+        lines.append(
+            {
+                "arm": name,
+                "title": ARMS[name].title,
+                "parameters": group.records[0]["cost"]["parameters"],
+                "multiply_adds": group.records[0]["cost"]["multiply_adds"],
+                "last": group.summary(),
+                "attention_branch": group.summary("last", "test_attention_error"),
+                "best_on_validation": group.summary("best_on_validation"),
+                "best_on_test": group.summary("best_on_test"),
+                "seeds": group.seeds,
+                "errors": [round(100 * value, 4) for value in group.values("last", "test_error").tolist()],
+                "map_on_object": 100 * float(np.mean(on_object)) if on_object else None,
+                "map_alarms": sum(one["alarm"] is not None for one in maps),
+                "less": compared,
+            }
+        )
+    return {
+        "role": role,
+        "data": data,
+        "stands_for": first["data"]["stands_for"],
+        "network": network,
+        "protocol": protocol,
+        "smoke_test": shortened,
+        "images": first["data"]["images"],
+        "hardware": first["hardware"],
+        "versions": first["versions"],
+        "arms": lines,
+    }
+
+
+def find_folders(out: str | Path | None) -> list[Path]:
+    """Return where records lie: the folder of one's own runs, then the records that came with the package."""
+    own = Path(out) if out is not None else Path("runs/reproduce")
+    if out is not None and not own.is_dir():
+        raise UserError(f"There is no folder '{out}' with runs; name the one that abn reproduce wrote to.")
+    shipped = Path(__file__).parent / "records"
+    in_clone = Path(__file__).parents[3] / "benchmarks" / "records" / "reproduce"
+    return [folder for folder in (own, shipped, in_clone) if folder.is_dir()]
+
+
+def everything(folders: Sequence[Path]) -> dict[str, Any]:
+    """Return what `abn reproduce show --json` prints beside the rows."""
+    groups = read_groups(folders)
+    return {"tables": TABLES, "rows": table_rows(groups), "studies": studies(groups)}

@@ -1,0 +1,146 @@
+"""Which data stands behind a role of the tables: the official set, or a stand-in that is always named as what it is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from attention_branch.data import DataSet, open_data
+from attention_branch.data.cache import cache_folder
+from attention_branch.data.splits import cut
+from attention_branch.errors import UserError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A data set that `--data NAME=PATH` can name."""
+
+    name: str
+    role: str
+    title: str
+    get: str
+    """What to get, from where."""
+    spec: str
+    """How `open_data` is told; {path} is filled in."""
+    folders: tuple[str, ...] = ()
+    """What the official copy holds, any of them; without it the data is 'as given'."""
+    stands_for: str | None = None
+    image_size: int | None = None
+
+
+_TORCHVISION = "torchvision:{name}:{{path}}"
+
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind("cifar10", "cifar10", "CIFAR-10", "'CIFAR-10 python version' from Krizhevsky's CIFAR page, unpacked to "
+             "cifar-10-batches-py", _TORCHVISION.format(name="CIFAR10"), ("cifar-10-batches-py",), image_size=32),
+        Kind("cifar100", "cifar100", "CIFAR-100", "'CIFAR-100 python version' from Krizhevsky's CIFAR page, unpacked "
+             "to cifar-100-python", _TORCHVISION.format(name="CIFAR100"), ("cifar-100-python",), image_size=32),
+        Kind("svhn", "svhn", "SVHN", "train_32x32.mat and test_32x32.mat from the Street View House Numbers page",
+             _TORCHVISION.format(name="SVHN"), ("train_32x32.mat",), image_size=32),
+        Kind("imagenet", "imagenet", "ImageNet", "ILSVRC2012 from image-net.org: the archives of train, val and the "
+             "development kit of tasks 1 and 2, or the folders train and val",
+             _TORCHVISION.format(name="ImageNet"), ("train", "ILSVRC2012_img_train.tar")),
+        Kind("compcars", "compcars", "Comp-Cars", "the web-nature part of CUHK's Comp-Cars, unpacked to data/",
+             "compcars:{path}", ("data", "image")),
+        Kind("celeba", "celeba", "CelebA", "CUHK's CelebA: img_align_celeba, list_attr_celeba.txt and "
+             "list_eval_partition.txt", "celeba:{path}", ("img_align_celeba", "Img")),
+        Kind("cifar10-jpeg", "cifar10", "CIFAR-10 (JPEG)", "CIFAR-10 with every picture stored as JPEG, as parquet "
+             "files or class folders", "{path}", stands_for="CIFAR-10", image_size=32),
+        Kind("tiny-imagenet-100", "cifar100", "Tiny-ImageNet-100 at 32 px", "the first 100 classes of Tiny-ImageNet, "
+             "as parquet files or class folders", "{path}", stands_for="CIFAR-100", image_size=32),
+    )
+}  # fmt: skip
+
+DIGITS = Kind("digits", "digits", "digits (embedded)", "nothing", "{path}", image_size=64)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A data set at hand: its kind, what `open_data` takes, and its title."""
+
+    kind: Kind
+    spec: str
+    title: str
+
+    @property
+    def name(self) -> str:
+        """The kind's name."""
+        return self.kind.name
+
+
+def parse_data(arguments: Sequence[str]) -> list[Origin]:
+    """Read `NAME=PATH` pairs, and add the official sets that lie in the cache folder; `UserError` for unknown names."""
+    found: dict[str, Origin] = {"digits": Origin(DIGITS, "digits:train=28000", DIGITS.title)}
+    for argument in arguments:
+        name, equals, path = argument.partition("=")
+        if not equals or not path:
+            raise UserError(f"'{argument}' names no data; write NAME=PATH, such as cifar10={cache_folder()}.")
+        if name not in KINDS:
+            raise UserError(
+                f"'{name}' in '{argument}' is no data set of the tables; there are {', '.join(KINDS)}."
+                + did_you_mean(name, KINDS)
+            )
+        found[name] = _origin(KINDS[name], path)
+    for name, kind in KINDS.items():
+        if name not in found and any((cache_folder() / folder).exists() for folder in _cached(kind)):
+            found[name] = _origin(kind, str(cache_folder()))
+    return list(found.values())
+
+
+def _cached(kind: Kind) -> tuple[str, ...]:
+    # Names such as 'train' or 'data' are no sign of a set in a folder that holds several.
+    return kind.folders if kind.spec.startswith("torchvision") and kind.name != "imagenet" else ()
+
+
+def _origin(kind: Kind, path: str) -> Origin:
+    folder = Path(path).expanduser()
+    if ":" not in path and not folder.exists():
+        raise UserError(f"'{path}' of '{kind.name}' does not exist; get {kind.get}, and name its folder.")
+    official = any((folder / name).exists() for name in kind.folders)
+    if not kind.folders:
+        return Origin(kind, kind.spec.format(path=path), kind.title)
+    if official:
+        return Origin(kind, kind.spec.format(path=folder), kind.title)
+    # Any form is taken, but only the official files, which are checked, bear the set's name alone.
+    return Origin(kind, path, f"{kind.title} as given ({folder.name or path})")
+
+
+def missing(role: str) -> str:
+    """Say what to get for a role's data, in a sentence."""
+    kinds = [kind for kind in KINDS.values() if kind.role == role]
+    first = next(kind for kind in kinds if kind.stands_for is None)
+    others = [kind for kind in kinds if kind.stands_for is not None]
+    text = f"{first.title} is not here: get {first.get}, and add --data {first.name}=PATH (or set ABN_DATA)"
+    for other in others:
+        text += f"; in its place, and named so: --data {other.name}=PATH ({other.get})"
+    return text + "."
+
+
+def open_origin(origin: Origin) -> DataSet:
+    """Open the data with the splits of the paper's protocol: train, validation cut from train, and the official test.
+
+    A set that has validation but no test, as Tiny-ImageNet, gives its validation as test.
+    """
+    data = open_data(origin.spec, seed=0)
+    if data.train is None or (data.test is None and data.validation is None):
+        raise UserError(f"'{origin.spec}' has no train and test split; {origin.title} needs both.")
+    if data.test is None:
+        data.test, data.validation = data.validation, None
+        data.split_made += "; its validation split is the test split"
+    if data.validation is None:
+        rows = data.train.rows
+        labels = np.zeros(len(data.train.source), dtype=np.int64)
+        names = ["all"]
+        targets = data.train.targets
+        if isinstance(data.class_names, list) and isinstance(targets, np.ndarray):
+            names = data.class_names
+            labels[rows] = targets
+        parts = cut(data.train.source, rows, labels, names, {"validation": 0.1}, 0)
+        place = {int(row): number for number, row in enumerate(rows)}
+        data.validation = data.train.subset([place[int(row)] for row in parts["validation"]])
+        data.train = data.train.subset([place[int(row)] for row in parts["train"]])
+        data.split_made += "; validation (0.1) cut from train, stratified by class"
+    return data
