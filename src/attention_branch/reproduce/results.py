@@ -13,10 +13,10 @@ from attention_branch.errors import UserError
 from attention_branch.reproduce import record as records
 from attention_branch.reproduce.arms import ARMS
 from attention_branch.reproduce.cells import NOT_BUILT, cells_of
-from attention_branch.reproduce.published import PUBLISHED, TABLES, Published
+from attention_branch.reproduce.published import PUBLISHED, Published
 from attention_branch.reproduce.sources import missing
 
-REFERENCES = ("plain", "none", "wider-multiply-adds")
+REFERENCES = ("plain", "none", "constant", "shuffled", "wider-parameters", "wider-multiply-adds")
 """Arms that every other arm is compared with."""
 
 CONFIDENCE = 0.95
@@ -131,7 +131,7 @@ def table_rows(groups: Iterable[Group]) -> list[dict[str, Any]]:
     """Return the published numbers with ours beside them: one row a number and data set, `ours` null where there is
     none.
 
-    Whole runs only; what a smoke test said stands in `smoke_tests` of `studies`.
+    Whole runs only; smoke tests stand in `studies`.
     """
     whole = [group for group in groups if not group.shortened]
     rows: list[dict[str, Any]] = []
@@ -276,7 +276,25 @@ def find_folders(out: str | Path | None) -> list[Path]:
     return [folder for folder in (own, shipped, in_clone) if folder.is_dir()]
 
 
-def everything(folders: Sequence[Path]) -> dict[str, Any]:
-    """Return what `abn reproduce show --json` prints beside the rows."""
-    groups = read_groups(folders)
-    return {"tables": TABLES, "rows": table_rows(groups), "studies": studies(groups)}
+def all_rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """Return what `abn reproduce show --json` prints: the tables' rows, then one row an arm of every study.
+
+    The arms' rows have the table `arms`, or `smoke tests`; nothing was published of them, so `published` is null.
+    """
+    rows = table_rows(groups)
+    for study in studies(groups):
+        described = {name: study[name] for name in ("network", "protocol", "stands_for", "images", "hardware")}
+        for line in study["arms"]:
+            rows.append(
+                {
+                    "table": "smoke tests" if study["smoke_test"] else "arms",
+                    "row": f"{study['network']}, {study['data']}",
+                    "column": line["arm"],
+                    "published": None,
+                    "unit": "error %",
+                    "ours": line["last"] | {"data": study["data"], "protocol": study["protocol"]},
+                    **described,
+                    **{name: value for name, value in line.items() if name not in ("last", "title")},
+                }
+            )
+    return rows

@@ -1,0 +1,125 @@
+"""The tables' page: what the measurements say in plain words, every study's arms, and the published numbers."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from attention_branch.report.page import Block, write_report
+from attention_branch.report.statements import Cell, Records, Sheet, Statements
+from attention_branch.reproduce.arms import ARMS
+from attention_branch.reproduce.findings import statements
+from attention_branch.reproduce.published import TABLES
+from attention_branch.reproduce.results import Group, studies, table_rows
+from attention_branch.reproduce.show import spread
+
+_COMPARED = {"plain": "less the plain backbone", "none": "less deep supervision only",
+             "wider-multiply-adds": "less a wider net of the same multiply-adds"}  # fmt: skip
+
+
+def write_tables_page(path: str | Path, groups: Sequence[Group]) -> Path:
+    """Write the page as one file that opens without a network."""
+    found = studies(groups)
+    whole = [study for study in found if not study["smoke_test"]]
+    smoke = [study for study in found if study["smoke_test"]]
+    rows = table_rows(groups)
+    blocks: list[Block] = [
+        Statements("What the measurements say", [(_name(study), statements(study)) for study in whole])
+    ]
+    blocks += [_arms(study) for study in whole]
+    blocks += [_table(name, title, [row for row in rows if row["table"] == name]) for name, title in TABLES.items()]
+    blocks += [_arms(study) for study in smoke]
+    blocks.append(Records("How it was run", [(_name(study), _facts(study)) for study in found]))
+    runs = sum(len(group.records) for group in groups)
+    return write_report(
+        path,
+        "The paper's tables, run anew",
+        f"{runs} finished runs. Every figure is the last epoch's on the test set, mean and standard deviation over "
+        "seeds; no epoch was chosen on test pictures. The published numbers are the best epoch on the test set, one "
+        "seed; what that would have said of our runs stands apart in grey.",
+        blocks,
+        footer="Made by attention-branch. One file, nothing is loaded from the network.",
+    )
+
+
+def _name(study: dict[str, Any]) -> str:
+    stands = f" (in {study['stands_for']}'s place)" if study["stands_for"] else ""
+    smoke = "Smoke test: " if study["smoke_test"] else ""
+    return f"{smoke}{study['network']} on {study['data']}{stands}, {study['protocol']}"
+
+
+def _arms(study: dict[str, Any]) -> Sheet:
+    rows = []
+    for line in study["arms"]:
+        seeds = " ".join(f"{error:.2f}" for error in line["errors"])
+        cells = [
+            Cell(spread(line["last"], short=True), seeds),
+            *[_difference(line["less"].get(name)) for name in _COMPARED],
+            Cell(spread(line["attention_branch"], short=True)),
+            Cell("-" if line["map_on_object"] is None else f"{line['map_on_object']:.1f} %", _alarms(line)),
+            Cell(spread(line["best_on_test"], short=True), "", "quiet"),
+            Cell(f"{line['multiply_adds'] / 1e6:,.1f} M", f"{line['parameters'] / 1e6:.3f} M parameters"),
+        ]
+        rows.append((line["arm"], ARMS[line["arm"]].title, cells))
+    count = max(len(line["seeds"]) for line in study["arms"])
+    warning = "Shortened: it shows that the arms run, and is no result. " if study["smoke_test"] else ""
+    return Sheet(
+        _name(study),
+        (
+            "error, last epoch (%)", *_COMPARED.values(), "attention branch's error", "map on the object",
+            "best epoch on test", "multiply-adds",
+        ),
+        rows,
+        text=f"{warning}Top-1 error on {study['images']['test']:,} test images after {study['images']['train']:,} "
+        f"training images; {count} seed{'s' * (count != 1)}. Negative differences: fewer errors.",
+        note="Differences are paired by seed; below each stands its 95 % interval (Student's t over seeds). Green: "
+        "clearly fewer errors, red: clearly more. Nothing is corrected for the number of comparisons.",
+        quiet=frozenset({"best epoch on test"}),
+    )  # fmt: skip
+
+
+def _difference(found: dict[str, Any] | None) -> Cell:
+    if found is None:
+        return Cell("")
+    interval = "" if found["interval"] is None else f"{found['interval'][0]:+.2f} to {found['interval'][1]:+.2f}"
+    kind = ("right" if found["mean"] < 0 else "wrong") if found["clear"] else ""
+    return Cell(f"{found['mean']:+.2f}", interval, kind)
+
+
+def _alarms(line: dict[str, Any]) -> str:
+    return f"{line['map_alarms']} of {len(line['seeds'])} maps collapsed" if line["map_alarms"] else ""
+
+
+def _table(name: str, title: str, rows: list[dict[str, Any]]) -> Sheet:
+    shown = []
+    for row in rows:
+        ours = row["ours"]
+        depth = "" if row["authors_depth"] else ", true depth"
+        star = "*" if row["published_is_own_run"] else ""
+        if ours:
+            cells = [
+                Cell(f"{row['published']:g}{star}"), Cell(spread(ours), ours["data"]),
+                Cell(spread(ours["attention_branch"], short=True)),
+                Cell(spread(ours["best_on_test"], short=True), "", "quiet"),
+            ]  # fmt: skip
+        else:
+            cells = [Cell(f"{row['published']:g}{star}"), Cell("-"), Cell("-"), Cell("-", "", "quiet")]
+        network = row["network"] if ours else ""
+        shown.append((f"{row['row']}{depth}, {row['column']}", network or row["reason"], cells))
+    return Sheet(
+        title,
+        ("published", "ours, last epoch", "attention branch alone", "best epoch on test"),
+        shown,
+        note="* the authors' own run of a baseline. A number of ours stands beside a published one even where the data "
+        "is a stand-in; then its name is below, and the two are not comparable.",
+        quiet=frozenset({"best epoch on test"}),
+    )
+
+
+def _facts(study: dict[str, Any]) -> list[tuple[str, str]]:
+    images = ", ".join(f"{count:,} {split}" for split, count in study["images"].items())
+    return [
+        ("data", f"{study['data']}: {images}"),
+        ("protocol", study["protocol"]),
+        ("seeds", ", ".join(map(str, study["arms"][0]["seeds"]))),
+        *[(name, str(value)) for name, value in {**study["hardware"], **study["versions"]}.items()],
+    ]

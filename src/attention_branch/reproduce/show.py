@@ -1,0 +1,80 @@
+"""`abn reproduce show`: published numbers beside ours in a terminal, and what the arms say."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from attention_branch.reproduce.published import TABLES
+from attention_branch.reproduce.results import Group, studies, table_rows
+
+
+def print_tables(groups: Sequence[Group], console: Console) -> None:
+    """Print every published number with ours beside it, then every study's arms, then the smoke tests."""
+    rows = table_rows(groups)
+    for name, title in TABLES.items():
+        _print_table(title, [row for row in rows if row["table"] == name], console)
+    found = studies(groups)
+    for smoke in (False, True):
+        for study in found:
+            if study["smoke_test"] is smoke:
+                _print_study(study, console)
+
+
+def _print_table(title: str, rows: list[dict[str, Any]], console: Console) -> None:
+    measured = [row for row in rows if row["ours"]]
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for heading, side in (
+        ("row", "left"), ("column", "left"), ("published", "right"), ("ours, last epoch", "right"),
+        ("best on test", "right"), ("measured on", "left"),
+    ):  # fmt: skip
+        table.add_column(heading, justify=side, overflow="fold")  # type: ignore[arg-type]
+    for row in rows:
+        ours = row["ours"]
+        star = "*" if row["published_is_own_run"] else ""
+        depth = "" if row["authors_depth"] else " (true depth)"
+        cells = [f"{row['row']}{depth}", row["column"], f"{row['published']:g}{star}"]
+        if ours:
+            cells += [spread(ours), spread(ours["best_on_test"], short=True), f"{row['network']}, {ours['data']}"]
+        else:
+            cells += ["-", "-", ""]
+        table.add_row(*cells)
+    console.print(table)
+    if not measured:
+        reasons = dict.fromkeys(row["reason"] for row in rows)
+        for reason in reasons:
+            console.print(f"  {reason}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_study(study: dict[str, Any], console: Console) -> None:
+    kind = "Smoke test, no result: " if study["smoke_test"] else ""
+    stands = f" (in {study['stands_for']}'s place)" if study["stands_for"] else ""
+    title = f"{kind}{study['network']} on {study['data']}{stands}; {study['protocol']}; top-1 error (%)"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for heading in ("arm", "multiply-adds", "last epoch", "less plain", "less none", "less same multiply-adds"):
+        table.add_column(heading, justify="left" if heading == "arm" else "right", overflow="fold")
+    for line in study["arms"]:
+        compared = [_less(line["less"].get(name)) for name in ("plain", "none", "wider-multiply-adds")]
+        table.add_row(line["arm"], f"{line['multiply_adds'] / 1e6:,.1f} M", spread(line["last"]), *compared)
+    console.print(table)
+    console.print(
+        "  ! the 95 % interval of the paired difference over seeds excludes zero (Student's t).", highlight=False
+    )
+
+
+def spread(summary: dict[str, Any] | None, *, short: bool = False) -> str:
+    """Return mean +- standard deviation over seeds, with their number unless `short`."""
+    if summary is None:
+        return "-"
+    text = f"{summary['mean']:.2f}"
+    if summary["std"] is not None:
+        text += f" ± {summary['std']:.2f}"
+    return text if short else f"{text} (n={summary['n']})"
+
+
+def _less(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "-"
+    return f"{found['mean']:+.2f}{' !' if found['clear'] else ''}"
