@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         create_model,
         list_backbones,
         load_model,
+        load_official,
     )
 
 __version__ = "0.1.0"
@@ -36,6 +37,7 @@ __all__ = [
     "explain",
     "list_backbones",
     "load_model",
+    "load_official",
     "metrics",
 ]
 

@@ -2,6 +2,7 @@
 
 from attention_branch.models.loss import Losses, abn_loss, head_losses
 from attention_branch.models.network import ABNOutput, AttentionBranchNetwork, PlainNetwork
+from attention_branch.models.official import load_official
 from attention_branch.models.preprocessing import Preprocessing
 from attention_branch.models.registry import create_backbone, create_model, list_backbones
 from attention_branch.models.saving import load_model
@@ -18,4 +19,5 @@ __all__ = [
     "head_losses",
     "list_backbones",
     "load_model",
+    "load_official",
 ]

@@ -184,7 +184,7 @@ def model_folder(source: str | Path) -> Path:
     if folder.is_file():
         raise UserError(
             f"'{source}' is a file; give the folder with {WEIGHTS} and {CONFIG}. Pickled checkpoints (.pt, .pth, "
-            ".ckpt) are not loaded, since they can run a stranger's code."
+            ".ckpt) are not loaded, since they can run a stranger's code (load_official reads the ABN authors')."
         )
     if folder.is_dir():
         raise UserError(f"'{source}' holds no saved network ({WEIGHTS} and {CONFIG}, or a run's model folder).")
