@@ -13,6 +13,7 @@ from rich.table import Table
 from tyro.conf import Positional, arg
 
 from attention_branch.errors import UserError
+from attention_branch.reproduce.command import reproduce
 
 Device = Annotated[str, arg(help="cpu, cuda, cuda:1, ...; auto takes a GPU when there is one.")]
 
@@ -317,6 +318,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "evaluate": evaluate,
     "explain": explain,
     "compare": compare,
+    "reproduce": reproduce,
     "check": check,
     "models": models,
     "info": info,

@@ -215,6 +215,12 @@ def _conclude(progress: Progress, jobs: list[Job], interrupted: bool, dead: list
         progress.say("The budget is used up; go on with --resume.")
 
 
-def torch_device(device: str) -> str:
-    """Return the device to compute on; 'auto' takes a GPU when there is one."""
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+def usable_device(device: str) -> str:
+    """Return the device to compute on; 'auto' takes a GPU when there is one. `UserError` for one that is not there."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as problem:
+        raise UserError(f"The device '{device}' cannot be used here; try --device cpu.") from problem
+    return device
