@@ -78,8 +78,63 @@ def test_damaged_files_are_not_read(root, monkeypatch):
     write_cifar10(root, monkeypatch)
     path = root / "cifar-10-batches-py" / "data_batch_2"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"CIFAR10 is not in .* could not be downloaded"):
+    damaged = r"damaged \(another MD5 than the published\): 'cifar-10-batches-py/data_batch_2'"
+    with pytest.raises(UserError, match=rf"CIFAR10 is not whole in .*{damaged}.* could not be downloaded"):
         open_data("torchvision:CIFAR10")
+
+
+def test_a_folder_of_ones_own(root, monkeypatch, tmp_path):
+    mine = tmp_path / "mine: CIFAR"
+    mine.mkdir()
+    pictures = write_cifar10(mine, monkeypatch)
+    for place in (mine, mine / "cifar-10-batches-py"):
+        data = open_data(f"torchvision:CIFAR10:{place}")
+        assert data.root == str(mine)
+        assert data.test.ids[3] == "CIFAR10/test:3"
+        assert np.array_equal(np.asarray(data.test[7].image), pictures["test_batch"][7])
+    with pytest.raises(UserError, match="could not be downloaded"):
+        open_data("torchvision:CIFAR10")
+
+
+def test_what_is_wrong_in_a_folder_is_named_and_nothing_is_downloaded(root, monkeypatch, tmp_path):
+    write_cifar10(tmp_path, monkeypatch)
+    folder = tmp_path / "cifar-10-batches-py"
+    monkeypatch.setattr(datasets.CIFAR10, "download", lambda *arguments: pytest.fail("a download"))
+    (folder / "batches.meta").write_bytes(b"other")
+    with pytest.raises(UserError, match=r"\(damaged [^;]*: 'cifar-10-batches-py/batches.meta'\)") as caught:
+        open_data(f"torchvision:CIFAR10:{tmp_path}")
+    assert "missing" not in str(caught.value)
+    for number in (1, 2, 3, 4):
+        (folder / f"data_batch_{number}").unlink()
+    with pytest.raises(
+        UserError, match=r"missing: '.*data_batch_1', .*_2', .*_3' and 1 more; damaged .*meta'"
+    ) as caught:
+        open_data(f"torchvision:CIFAR10:{tmp_path}")
+    assert "The CIFAR-10 and CIFAR-100 datasets" in str(caught.value)
+    assert "unpack 'cifar-10-python.tar.gz' there" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        ("CIFAR100", "'cifar-100-python/train', 'cifar-100-python/test', 'cifar-100-python/meta'"),
+        ("SVHN", "'train_32x32.mat', 'test_32x32.mat'"),
+        ("STL10", "'stl10_binary/train_X.bin'"),
+        ("FashionMNIST", "'FashionMNIST/raw/train-images-idx3-ubyte'"),
+        ("KMNIST", "'KMNIST/raw/train-images-idx3-ubyte'"),
+    ],
+)
+def test_missing_files_are_named_for_every_set(root, name, files):
+    empty = root / "empty"
+    empty.mkdir()
+    with pytest.raises(UserError, match=rf"{name} is not whole in '{empty}' \(missing: {files}") as caught:
+        open_data(f"torchvision:{name}:{empty}")
+    assert "extra" not in str(caught.value)
+    with pytest.raises(UserError, match="does not exist"):
+        open_data(f"torchvision:{name}:{root / 'none'}")
+    with pytest.raises(UserError, match=f"as in 'torchvision:{name}:PATH'"):
+        open_data(f"torchvision:{name}:")
 
 
 def test_mnist(root):
@@ -98,6 +153,10 @@ def test_mnist(root):
     assert picture.shape == (28, 28, 3)
     assert np.array_equal(picture[..., 1], digits["t10k"][4])
     assert data.class_names[7] == "7 - seven"
+    images = folder / "t10k-images-idx3-ubyte"
+    images.write_bytes(images.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"MNIST is not whole in .*\(a file cannot be read"):
+        open_data(f"torchvision:MNIST:{root}")
 
 
 def test_svhn(root, monkeypatch):
@@ -110,6 +169,7 @@ def test_svhn(root, monkeypatch):
         scipy.io.savemat(path, {"X": pictures[split], "y": labels})
         splits[split] = [splits[split][0], path.name, md5(path)]
     monkeypatch.setattr(datasets.SVHN, "split_list", splits)
+    (root / "extra_32x32.mat").write_bytes(b"it is not read")
     data = open_data("torchvision:SVHN")
     assert data.test.targets.tolist() == list(range(10))
     assert data.class_names == [str(number) for number in range(10)]

@@ -150,7 +150,7 @@ def check_data(
     spec: str | Path, *, seed: int = 0, columns: Sequence[str] | None = None, progress: bool = True
 ) -> Report:
     """Read every picture of a data set once and report on it; a `UserError` where no data set can be made of it."""
-    data = open_data(spec, seed=seed, columns=columns, verify=False)
+    data = open_data(spec, seed=seed, columns=columns, verify=False, progress=progress)
     report = Report(
         spec=str(spec),
         split_made=data.split_made,

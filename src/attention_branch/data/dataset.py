@@ -47,6 +47,8 @@ class Source(ABC):
 
     decoded = False
     """Whether pictures are kept decoded, so that none of them can be broken."""
+    decode_first = True
+    """Whether opening decodes every picture once, so that no epoch stops at a broken one."""
 
     @abstractmethod
     def __len__(self) -> int: ...

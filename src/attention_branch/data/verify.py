@@ -52,7 +52,7 @@ def problem_of(source: Source, row: int) -> str | None:
 
 def find_broken(source: Source, rows: np.ndarray, progress: bool = True) -> dict[int, str]:
     """Decode every picture not known from before; return {row: what is wrong} of the broken ones."""
-    if source.decoded:
+    if source.decoded or not source.decode_first:
         return {}
     stamps = {int(row): stamp for row in rows if (stamp := source.stamp(int(row))) is not None}
     verdicts = Verdicts()

@@ -15,7 +15,7 @@ class TrainConfig:
     """Settings of one training run. Plain values only, so that they fit in the run's config.json."""
 
     data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")] = ""
-    """Data to train on: a folder, a parquet file, hf:NAME, torchvision:NAME, or digits."""
+    """Data to train on: a folder, a parquet file, hf:NAME, torchvision:NAME, compcars:PATH, celeba:PATH, or digits."""
     recipe: str = "default"
     """Named settings to start from: default, cifar, imagenet, finetune or digits. Other options override them."""
     out: str | None = None
@@ -122,7 +122,10 @@ def check_settings(config: TrainConfig) -> None:
                 + did_you_mean(str(value), map(str, choices))
             )
     if not config.data:
-        raise UserError("No data named; give a folder, a parquet file, hf:NAME, torchvision:NAME, or digits.")
+        raise UserError(
+            "No data named; give a folder, a parquet file, hf:NAME, torchvision:NAME, compcars:PATH, celeba:PATH, or "
+            "digits."
+        )
     whole = {"epochs": 1, "batch_size": 1, "accumulate": 1, "nodes": 1, "seed": 0, "maps": 0}
     smallest: dict[str, float] = {**whole, "lr": 0, "weight_decay": 0, "warmup_epochs": 0, "mixup": 0, "cutmix": 0}
     optional = {"devices": 1, "image_size": 1, "workers": 0}

@@ -48,6 +48,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
 from attention_branch.data import DataSet, ImageLoader, make_loader, open_data
+from attention_branch.data.opening import run_name
 from attention_branch.errors import UserError
 from attention_branch.files import write_json
 from attention_branch.models import create_backbone, create_model
@@ -153,8 +154,8 @@ def _rank() -> int:
 
 
 def _free_folder(config: TrainConfig) -> Path:
-    data = Path(config.data.split(":")[-1].split("=")[0]).name or "data"
-    name = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in f"{config.model}-{data}")
+    name = f"{config.model}-{run_name(config.data)}"
+    name = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name)
     folder, number = Path("runs") / name, 1
     while folder.exists() and _rank() == 0:
         number += 1
