@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty
 from typing import Any
@@ -17,7 +18,8 @@ from attention_branch.errors import UserError
 from attention_branch.files import disk_error, require_folder
 from attention_branch.reproduce import record as records
 from attention_branch.reproduce.cells import Cell, cells_for, choose
-from attention_branch.reproduce.estimate import estimate
+from attention_branch.reproduce.estimate import estimate, estimate_large
+from attention_branch.reproduce.large_run import run_large, stop_gently
 from attention_branch.reproduce.plan import Job, Protocol, make_jobs
 from attention_branch.reproduce.progress import Progress
 from attention_branch.reproduce.small_run import Arrays, preprocessing_of, thread_count
@@ -69,17 +71,22 @@ def reproduce(
             todo = _unfinished(made, resume)
             done = len(made) - len(todo)
             console.print(f"{origin.title}: {len(made)} runs, {done} of them finished already.", highlight=False)
-            if not todo:
+            jobs += todo
+            if not todo or todo[0].large:
                 continue
             preprocessing = preprocessing_of(todo[0].config, opened)
             arrays[origin.name] = Arrays(temporary / origin.name, opened).write(opened, preprocessing)
-            jobs += todo
         # Every arm of a seed before the next seed, so that what a budget leaves can be compared.
         jobs.sort(key=lambda job: job.config.seed)
         if jobs:
-            _announce(jobs, arrays, device, at_once, budget, console)
             deadline = None if budget is None else began + 60 * budget
-            _work_off(jobs, arrays, device, at_once, deadline, console)
+            _announce(jobs, arrays, device, at_once, budget, console)
+            progress = Progress(console, jobs)
+            with progress:
+                ended = _work_off([job for job in jobs if not job.large], arrays, device, at_once, deadline, progress)
+                if not ended.interrupted:
+                    ended = _work_off_large([job for job in jobs if job.large], device, deadline, progress) or ended
+            _conclude(progress, jobs, ended)
     except OSError as problem:
         raise disk_error(problem, folder) from problem
     finally:
@@ -133,7 +140,8 @@ def _announce(
     )
     if device != "cpu":
         return
-    seconds = estimate(jobs, arrays) / at_once
+    seconds = estimate([job for job in jobs if not job.large], arrays) / at_once
+    seconds += estimate_large([job for job in jobs if job.large])
     shown = f"about {seconds / 60:.0f} minutes" if seconds < 7200 else f"about {seconds / 3600:.0f} hours"
     console.print(f"Without a GPU this takes {shown}, by steps measured now.", highlight=False)
     if budget is None and seconds > UNASKED:
@@ -144,9 +152,16 @@ def _announce(
 
 
 def _work_off(
-    jobs: list[Job], arrays: dict[str, Arrays], device: str, at_once: int, deadline: float | None, console: Console
-) -> None:
+    jobs: list[Job],
+    arrays: dict[str, Arrays],
+    device: str,
+    at_once: int,
+    deadline: float | None,
+    progress: Progress,
+) -> "Ended":
     """Let worker processes do the jobs: on a CPU one thread and one run each, on a GPU one process with them all."""
+    if not jobs:
+        return Ended()
     on_cpu = device == "cpu"
     count = min(at_once, len(jobs)) if on_cpu else 1
     threads = max(1, thread_count() // count)
@@ -155,32 +170,60 @@ def _work_off(
     queue, reports, stop = context.Queue(), context.Queue(), context.Event()
     for job in jobs:
         queue.put(job)
-    progress = Progress(console, jobs)
     workers = [
         context.Process(target=work, args=(queue, reports, stop, arrays, circumstances), daemon=True)
         for _ in range(count)
     ]
     interrupted = False
-    with progress:
-        for worker in workers:
-            worker.start()
-        while True:
-            try:
-                if not _listen(reports, progress) and not any(worker.is_alive() for worker in workers):
-                    break
-            except KeyboardInterrupt:
-                if interrupted:
-                    break
-                interrupted = True
-                stop.set()
-                progress.say("Stopping: runs are kept up to their last finished epoch ...")
-        while _listen(reports, progress, wait=0.1):
-            pass
+    for worker in workers:
+        worker.start()
+    while True:
+        try:
+            if not _listen(reports, progress) and not any(worker.is_alive() for worker in workers):
+                break
+        except KeyboardInterrupt:
+            if interrupted:
+                break
+            interrupted = True
+            stop.set()
+            progress.say("Stopping: runs are kept up to their last finished epoch ...")
+    while _listen(reports, progress, wait=0.1):
+        pass
     for worker in workers:
         worker.join(timeout=5)
     queue.cancel_join_thread()
-    dead = [worker.exitcode for worker in workers if worker.exitcode]
-    _conclude(progress, jobs, interrupted, dead)
+    return Ended(interrupted, tuple(worker.exitcode for worker in workers if worker.exitcode))
+
+
+def _work_off_large(jobs: list[Job], device: str, deadline: float | None, progress: Progress) -> "Ended":
+    """Do runs on large pictures one after the other, each in a process of its own with the whole machine."""
+    context = multiprocessing.get_context("spawn")
+    for job in jobs:
+        if deadline is not None and time.time() > deadline:
+            break
+        reports = context.Queue()
+        process = context.Process(target=run_large, args=(job, device, reports))
+        process.start()
+        interrupted = False
+        try:
+            while process.is_alive() and (deadline is None or time.time() < deadline):
+                _listen(reports, progress)
+        except KeyboardInterrupt:
+            interrupted = True
+        stop_gently(process)
+        while _listen(reports, progress, wait=0.5):
+            pass
+        if interrupted or process.exitcode:
+            return Ended(interrupted, (process.exitcode,) if process.exitcode else ())
+    return Ended()
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How the work ended: whether somebody stopped it, and the exit states of processes that died."""
+
+    interrupted: bool = False
+    dead: tuple[int, ...] = ()
 
 
 def _listen(reports: Any, progress: Progress, wait: float = 1.0) -> bool:
@@ -191,18 +234,18 @@ def _listen(reports: Any, progress: Progress, wait: float = 1.0) -> bool:
     return False
 
 
-def _conclude(progress: Progress, jobs: list[Job], interrupted: bool, dead: list[int]) -> None:
+def _conclude(progress: Progress, jobs: list[Job], ended: Ended) -> None:
     left = [job for job in jobs if job.name not in progress.finished]
     progress.say(f"{len(jobs) - len(left)} of {len(jobs)} runs finished.")
-    if dead:
+    if ended.dead:
         raise UserError(
-            f"A worker process was killed (exit status {dead[0]}), perhaps for want of memory; go on with --resume, "
-            "with a smaller --at-once if it happens again."
+            f"A worker process was killed (exit status {ended.dead[0]}), perhaps for want of memory; go on with "
+            "--resume, with a smaller --at-once if it happens again."
         )
     if progress.failed:
         name, text = next(iter(progress.failed.items()))
         raise UserError(f"{len(progress.failed)} runs failed, the first: {name}: {text}")
-    if interrupted:
+    if ended.interrupted:
         progress.say("Go on with --resume.")
         raise SystemExit(130)
     if progress.short and not progress.finished and not progress.advanced:

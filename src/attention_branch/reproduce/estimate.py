@@ -2,8 +2,10 @@
 
 import dataclasses
 import time
+from typing import Any
 
 import numpy as np
+import torch
 
 from attention_branch.data import DataSet
 from attention_branch.data.resident import ResidentImages
@@ -15,6 +17,8 @@ from attention_branch.training.run import make_model
 
 _BATCH = 16
 _STEPS = 2
+# What needs the network, or is not worth its time for two steps.
+_PLAIN: dict[str, Any] = {"pretrained": False, "mixup": 0.0, "cutmix": 0.0, "compile": False}
 
 
 def estimate(jobs: list[Job], arrays: dict[str, Arrays]) -> float:
@@ -41,23 +45,39 @@ def estimate(jobs: list[Job], arrays: dict[str, Arrays]) -> float:
     return total
 
 
-def _seconds_per_image(job: Job, data: DataSet) -> float:
-    """Time a few steps on one thread, for the work is done by one process a core."""
-    import torch
+def estimate_large(jobs: list[Job]) -> float:
+    """Return the same for runs on large pictures, which take all cores one after the other."""
+    total = 0.0
+    measured: dict[str, float] = {}
+    for job in jobs:
+        if job.cell.name not in measured:
+            tasks = {head: ("0", "1", *map(str, range(2, size))) for head, size in job.size.get("heads", {}).items()}
+            tasks = tasks or {"label": tuple(map(str, range(job.size["num_classes"])))}
+            data = DataSet(spec="", seed=0, tasks=tasks, multitask="heads" in job.size)
+            measured[job.cell.name] = _seconds_per_image(job, data, threads=thread_count(), batch=2)
+        images = job.data["images"]
+        seen = images["train"] + images.get("validation", 0) / 3
+        total += measured[job.cell.name] * (seen * job.config.epochs + images.get("test", 0) / 3)
+    return total
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1 if thread_count() > 1 else threads)
+
+def _seconds_per_image(job: Job, data: DataSet, *, threads: int = 1, batch: int = _BATCH) -> float:
+    """Time a few steps."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
     try:
-        config = dataclasses.replace(job.config, batch_size=_BATCH, augment="none", compile=False)
+        config = dataclasses.replace(
+            job.config, batch_size=batch, pretrained=False, mixup=0.0, cutmix=0.0, augment="none", compile=False
+        )
         model = make_model(config, data)
         height, width = model.preprocessing.size
-        pixels = np.zeros((_BATCH * (_STEPS + 1), height, width, 3), dtype=np.uint8)
+        pixels = np.zeros((batch * (_STEPS + 1), height, width, 3), dtype=np.uint8)
         columns = len(model.heads) if model.heads else None
         targets = np.zeros((len(pixels), columns) if columns else len(pixels), dtype=np.int64)
         trainer = FastTrainer(config, model, ResidentImages(pixels, targets))
         trainer.advance(1)
         began = time.perf_counter()
         trainer.advance(_STEPS)
-        return (time.perf_counter() - began) / (_BATCH * _STEPS)
+        return (time.perf_counter() - began) / (batch * _STEPS)
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)

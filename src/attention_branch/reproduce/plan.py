@@ -15,7 +15,8 @@ from attention_branch.reproduce.sources import Origin
 from attention_branch.training import RECIPES, TrainConfig, recipe
 from attention_branch.training.config import read_model_options
 
-PROTOCOLS = ("published", "modern")
+LARGE = ("imagenet", "compcars", "celeba")
+"""Roles whose pictures are read from their files, batch by batch."""
 
 # The published settings by network; where the authors' files differ for a family, its own recipe.
 _FAMILY_RECIPES = (
@@ -73,6 +74,11 @@ class Job:
         return f"{self.cell.name} seed {self.config.seed}"
 
     @property
+    def large(self) -> bool:
+        """Whether its pictures are too many or too large to be kept in memory decoded."""
+        return self.cell.role in LARGE
+
+    @property
     def checkpoint(self) -> Path:
         """Return where an unfinished run is kept."""
         return self.record.with_suffix(".ckpt")
@@ -90,7 +96,7 @@ def recipe_of(cell: Cell, protocol: Protocol) -> str:
     """Return the recipe a cell is trained with."""
     if cell.role == "digits":
         chosen = "digits"
-    elif cell.role in ("imagenet", "compcars", "celeba"):
+    elif cell.role in LARGE:
         chosen = cell.role
     elif cell.role == "svhn":
         chosen = "svhn"

@@ -1,0 +1,125 @@
+"""One run on large pictures: trained as `abn train` does, in a run folder of its own, then evaluated and recorded."""
+
+import dataclasses
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from attention_branch.data import open_data
+from attention_branch.errors import UserError
+from attention_branch.evaluation import evaluate
+from attention_branch.evaluation.evaluation import SINGLE, Evaluation
+from attention_branch.models import load_model
+from attention_branch.models.cost import cost
+from attention_branch.reproduce import record as records
+from attention_branch.reproduce.plan import Job
+from attention_branch.reproduce.worker import Report
+from attention_branch.training import train
+from attention_branch.training.journal import read_metrics
+
+
+def run_folder(job: Job) -> Path:
+    """Return the folder of a run on large pictures, as `abn train` writes it."""
+    return job.record.with_suffix("")
+
+
+def run_large(job: Job, device: str, reports: Any) -> None:
+    """Train, evaluate and record one run in this process; it is stopped by SIGINT and goes on when called again."""
+    try:
+        _run(job, device, reports)
+    except UserError as problem:
+        reports.put(Report("failed", job.name, text=str(problem)))
+    except (SystemExit, KeyboardInterrupt):
+        done = len(read_metrics(run_folder(job)))
+        reports.put(Report("stopped", job.name, done, job.config.epochs))
+
+
+def _run(job: Job, device: str, reports: Any) -> None:
+    folder = run_folder(job)
+    begun = (folder / "config.json").exists()
+    reports.put(Report("begun", job.name, len(read_metrics(folder)) if begun else 0, job.config.epochs))
+    place: dict[str, Any] = {"resume": str(folder), "out": None} if begun else {"out": str(folder)}
+    config = dataclasses.replace(job.config, accelerator="cpu" if device == "cpu" else "gpu", **place)
+    record = records.begin(job) | records.surroundings(device, torch.get_num_threads())
+    records.write(job.record, record)
+    train(config)
+    # Evaluating a large test set takes a while; a stop during it loses only that.
+    data = open_data(job.config.data, seed=job.config.seed)
+    images = data.test or data.validation
+    assert images is not None
+    found = {}
+    for name in ("last", "model"):
+        network = load_model(folder / name, device=device)
+        found[name] = evaluate(network, images, batch_size=64, workers=os.cpu_count() or 1, progress=False)
+        if name == "last":
+            counted = cost(network)
+            record["cost"] = {"parameters": counted.parameters, "multiply_adds": counted.multiply_adds}
+    lines = read_metrics(folder)
+    record["curves"] = _curves(lines)
+    record["epochs_done"] = len(lines)
+    best = next(line["epoch"] for line in reversed(lines) if line["best"])
+    record |= {
+        "last": _errors(found["last"], lines[-1]),
+        "best_on_validation": {"epoch": best + 1, **_errors(found["model"], lines[best])},
+        # The test set is not looked at after every epoch here.
+        "best_on_test": {},
+        "test_answers": records.pack(_right(found["last"])),
+        "map": _map(found["last"], lines[-1]),
+    }
+    record["cost"] |= {
+        "seconds": round(sum(line["seconds"] for line in lines), 1),
+        "train_images_per_second": round(float(np.median([line["images_per_second"] for line in lines])), 1),
+    }
+    record["status"] = records.FINISHED
+    records.write(job.record, record)
+    reports.put(
+        Report("finished", job.name, len(lines), len(lines), text=f"test error {record['last']['test_error']:.2%}")
+    )
+
+
+def _errors(found: Evaluation, line: dict[str, Any]) -> dict[str, Any]:
+    errors: dict[str, Any] = {"test_error": 1 - found.accuracy, "validation_error": 1 - line["validation_accuracy"]}
+    if found.attention_accuracy is not None:
+        errors["test_attention_error"] = 1 - found.attention_accuracy
+    if found.multitask:
+        by_head = {name: head.perception.accuracy for name, head in found.heads.items() if head.perception}
+        errors["test_accuracy_by_head"] = by_head
+    return errors
+
+
+def _right(found: Evaluation) -> np.ndarray:
+    columns = [head.predictions.predicted == head.predictions.targets for head in found.heads.values()]
+    return columns[0] if list(found.heads) == [SINGLE] else np.stack(columns, axis=1)
+
+
+def _curves(lines: list[dict[str, Any]]) -> dict[str, list[float]]:
+    curves = {"train_loss": [line["train_loss"] for line in lines]}
+    for name in ("train", "validation"):
+        curves[f"{name}_error"] = [1 - line[f"{name}_accuracy"] for line in lines]
+        if f"{name}_attention_accuracy" in lines[0]:
+            curves[f"{name}_attention_error"] = [1 - line[f"{name}_attention_accuracy"] for line in lines]
+    return curves
+
+
+def _map(found: Evaluation, line: dict[str, Any]) -> dict[str, Any] | None:
+    if "map_mean" not in line:
+        return None
+    summary = {name: line[f"map_{name}"] for name in ("mean", "spread", "low", "high")} | {"alarm": found.alarm}
+    pointing = found.pointing.get("attention")
+    return summary | ({"on_object": pointing.mean} if pointing is not None else {})
+
+
+def stop_gently(process: Any, patience: float = 120.0) -> None:
+    """Ask a run's process to stop in good order, and wait for it; what does not stop is ended."""
+    if process.is_alive():
+        os.kill(process.pid, signal.SIGINT)
+    deadline = time.monotonic() + patience
+    while process.is_alive() and time.monotonic() < deadline:
+        process.join(timeout=1)
+    if process.is_alive():
+        process.terminate()
