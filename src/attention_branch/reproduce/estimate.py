@@ -2,7 +2,6 @@
 
 import dataclasses
 import time
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +16,6 @@ from attention_branch.training.run import make_model
 
 _BATCH = 16
 _STEPS = 2
-# What needs the network, or is not worth its time for two steps.
-_PLAIN: dict[str, Any] = {"pretrained": False, "mixup": 0.0, "cutmix": 0.0, "compile": False}
 
 
 def estimate(jobs: list[Job], arrays: dict[str, Arrays]) -> float:
