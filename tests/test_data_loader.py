@@ -4,9 +4,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 
 from attention_branch.data import AUGMENTATIONS, ImageSet, make_loader, open_data
-from attention_branch.data.augment import DRAWS, _crop_box, _mix, flip, pad_crop, pad_crop_flip, uniforms
+from attention_branch.data.augment import (
+    DRAWS,
+    _crop_box,
+    _mix,
+    flip,
+    pad_crop,
+    pad_crop_flip,
+    pad_crop_flip_trivial,
+    uniforms,
+)
 from attention_branch.data.dataset import Source
 from attention_branch.data.loader import BatchPlan
 from attention_branch.errors import UserError
@@ -97,6 +107,27 @@ def test_an_epoch_depends_on_seed_and_epoch_alone(augment):
         places = [other_order.tolist().index(index) for index in order.tolist() if index in other_order.tolist()]
         matched = [order.tolist().index(int(other_order[place])) for place in places]
         assert not torch.equal(pictures[matched], other_pictures[places])
+
+
+def test_trivial_augment_for_small_pictures_is_one_operation_then_a_shifted_window():
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8))
+    preprocessing = Preprocessing(size=(32, 32), resize="squash")
+    state = torch.get_rng_state()
+    unchanged = 0
+    for draws in uniforms(3, 1, np.arange(60), DRAWS):
+        found = np.asarray(pad_crop_flip_trivial(picture, preprocessing, draws))
+        with torch.random.fork_rng():
+            torch.manual_seed(int(draws[-1] * 2**53))
+            operated = np.asarray(v2.TrivialAugmentWide()(picture))
+        unchanged += (operated == np.asarray(picture)).all()
+        top, left = int(draws[0] * 9) - 4, int(draws[1] * 9) - 4
+        window = np.zeros_like(operated)
+        for y in range(max(0, -top), min(32, 32 - top)):
+            for x in range(max(0, -left), min(32, 32 - left)):
+                window[y, x] = operated[y + top, x + left]
+        assert (found == (window[:, ::-1] if draws[2] < 0.5 else window)).all()
+    assert 0 < unchanged < 20
+    assert torch.equal(state, torch.get_rng_state())
 
 
 def test_two_processes_take_the_batches_of_one(digits):

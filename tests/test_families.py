@@ -22,6 +22,7 @@ FAMILIES = {
     "densenet": ("densenet121", 64, {}),
     "vgg": ("vgg11", 64, {}),
     "vgg_bn": ("vgg11_bn", 64, {}),
+    "vgg_cam": ("vgg16_cam", 64, {}),
     "efficientnet": ("efficientnet_b0", 64, {}),
     "mobilenetv3": ("mobilenetv3_small_050", 64, {}),
     "convnext": ("convnext_atto", 64, {}),

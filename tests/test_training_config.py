@@ -24,7 +24,7 @@ def test_published_values_of_the_recipes() -> None:
     cifar, imagenet = RECIPES["cifar"], RECIPES["imagenet"]
     assert (cifar.epochs, cifar.lr, cifar.batch_size, cifar.milestones) == (300, 0.1, 128, (150, 225))
     assert (cifar.weight_decay, cifar.momentum, cifar.optimizer) == (5e-4, 0.9, "sgd")
-    assert (imagenet.epochs, imagenet.lr, imagenet.batch_size, imagenet.milestones) == (90, 0.1, 256, (30, 60))
+    assert (imagenet.epochs, imagenet.lr, imagenet.batch_size, imagenet.milestones) == (90, 0.1, 256, (31, 61))
     assert all(settings.recipe == name for name, settings in RECIPES.items())
 
 
@@ -74,6 +74,8 @@ def test_arguments_that_cannot_be_read(arguments: list[str], message: str) -> No
         ({"nesterov": True}, "nesterov needs"),
         ({"warmup_epochs": 31.0}, "longer than"),
         ({"gradient_clip": 0.0}, "gradient_clip"),
+        ({"image_size": (224, 0)}, r"image_size is \(224, 0\)"),
+        ({"resize": "stretch"}, "Unknown resize 'stretch'; use one of crop, squash"),
         ({"resume": "a", "out": "b"}, "its own folder"),
     ],
 )

@@ -16,7 +16,7 @@ import torch
 import attention_branch as ab
 from attention_branch.data import make_loader, open_data
 from attention_branch.errors import UserError
-from attention_branch.training import RECIPES, TrainConfig, parse_train_arguments, recipe, train
+from attention_branch.training import TrainConfig, parse_train_arguments, recipe, train
 from attention_branch.training import run as run_module
 from attention_branch.training.journal import read_metrics
 from attention_branch.training.module import Classifier
@@ -40,9 +40,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(small(out=str(out), epochs=3, ema=0.9, mixup=0.4, cutmix=1.0, label_smoothing=0.1))
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_takes_two_steps(name: str, tmp_path: Path) -> None:
-    config = recipe(name, **SMALL | {"epochs": 1, "pretrained": False, "out": str(tmp_path / "run")})
+def test_what_a_run_writes(tmp_path: Path) -> None:
+    config = recipe("default", **SMALL | {"epochs": 1, "out": str(tmp_path / "run")})
     folder = train(config)
     (line,) = read_metrics(folder)
     assert (line["epoch"], line["step"], line["best"]) == (0, 2, True)

@@ -288,18 +288,20 @@ def info(
 def models(
     pattern: Annotated[Positional[str], arg(metavar="PATTERN", help="Part of a name, or a pattern: '*next*'.")] = "*",
 ) -> int:
-    """List the backbones by name: the 32-pixel families, then timm's."""
+    """List the backbones by name: the 32-pixel families, CAM's networks, then timm's."""
     import fnmatch
 
     from attention_branch.models import list_backbones
     from attention_branch.models.small import SMALL
+    from attention_branch.models.vgg import CAM_NETWORKS
 
+    groups = dict.fromkeys(SMALL, "(32-pixel family)") | dict.fromkeys(CAM_NETWORKS, "(CAM's network)")
     wanted = pattern if "*" in pattern else f"*{pattern}*"
     found = [name for name in list_backbones() if fnmatch.fnmatch(name, wanted)]
     if not found:
         raise UserError(f"No backbone matches '{pattern}'; `abn models` lists all of them.")
     for name in found:
-        print(name, "(32-pixel family)" if name in SMALL else "", sep="  ".rstrip() + " ")
+        print(f"{name} {groups.get(name, '')}".rstrip())
     return 0
 
 

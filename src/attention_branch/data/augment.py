@@ -91,10 +91,22 @@ def _crop_box(height: int, width: int, draws: np.ndarray) -> tuple[int, int, int
 
 def trivial_augment(picture: Image.Image, preprocessing: Preprocessing, draws: np.ndarray) -> Image.Image:
     """Apply `random_resized_crop`, then one random operation of random strength (Müller and Hutter 2021)."""
-    cut = random_resized_crop(picture, preprocessing, draws)
+    return _one_operation(random_resized_crop(picture, preprocessing, draws), draws)
+
+
+def pad_crop_flip_trivial(picture: Image.Image, preprocessing: Preprocessing, draws: np.ndarray) -> Image.Image:
+    """Apply one random operation as `trivial_augment` does, then `pad_crop_flip`: for pictures of 32 pixels.
+
+    The order is that of the authors' CIFAR code (automl/trivialaugment, data.py).
+    """
+    changed = np.asarray(_one_operation(preprocessing.image(picture), draws))
+    return Image.fromarray(pad_crop_flip(changed[None], draws[None])[0])
+
+
+def _one_operation(picture: Image.Image, draws: np.ndarray) -> Image.Image:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(draws[-1] * 2**53))
-        return v2.TrivialAugmentWide()(cut)
+        return v2.TrivialAugmentWide()(picture)
 
 
 # Changes to batches of pictures already at the network's size; they may be decoded once and kept.
@@ -108,6 +120,7 @@ BATCH_AUGMENTATIONS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] =
 PICTURE_AUGMENTATIONS: dict[str, Callable[[Image.Image, Preprocessing, np.ndarray], Image.Image]] = {
     "random-resized-crop": random_resized_crop,
     "trivial-augment": trivial_augment,
+    "pad-crop-flip-trivial": pad_crop_flip_trivial,
 }
 AUGMENTATIONS = (*BATCH_AUGMENTATIONS, *PICTURE_AUGMENTATIONS)
 DRAWS = 42

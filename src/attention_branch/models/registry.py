@@ -15,14 +15,14 @@ from attention_branch.models.network import MAP_CONTROLS, MECHANISMS, AttentionB
 from attention_branch.models.preprocessing import Preprocessing
 from attention_branch.models.saving import ModelConfig, check_class_names
 from attention_branch.models.small import SMALL, create_small
-from attention_branch.models.vgg import create_wide_vgg, is_vgg
+from attention_branch.models.vgg import CAM_NETWORKS, create_cam, create_wide_vgg, is_vgg
 
 BRANCHES = ("paper", "lite")
 
 
 def list_backbones() -> list[str]:
-    """Return the names that `create_model` and `create_backbone` know: the 32-pixel families, then timm's."""
-    return [*SMALL, *timm.list_models()]
+    """Return the names that `create_model` and `create_backbone` know: 32-pixel families, CAM's networks, timm's."""
+    return [*SMALL, *CAM_NETWORKS, *timm.list_models()]
 
 
 def create_model(
@@ -150,6 +150,8 @@ def _backbone(config: ModelConfig, total: int, pretrained: bool) -> nn.Module:
                 f"There are no pretrained weights for '{name}'; leave pretrained out, or use a timm backbone."
             )
         return _call(name, lambda: create_small(name, total, **options))
+    if name in CAM_NETWORKS:
+        return _call(name, lambda: create_cam(name, total, pretrained, **options), pretrained)
     hub = name.startswith("hf-hub:")
     if not hub and not timm.is_model(name):
         raise UserError(f"Unknown backbone '{name}'.{did_you_mean(name, list_backbones())} `abn models` lists all.")

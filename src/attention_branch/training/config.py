@@ -3,7 +3,7 @@
 import ast
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -17,7 +17,9 @@ class TrainConfig:
     data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")] = ""
     """Data to train on: a folder, a parquet file, hf:NAME, torchvision:NAME, compcars:PATH, celeba:PATH, or digits."""
     recipe: str = "default"
-    """Named settings to start from: default, cifar, imagenet, finetune or digits. Other options override them."""
+    """Named settings to start from: default, finetune, digits; as published: cifar, cifar-resnet110, cifar-wrn,
+    cifar-densenet, cifar-resnext, svhn, imagenet, compcars, celeba; cifar-modern, imagenet-modern, compcars-modern,
+    celeba-modern. Other options override them."""
     out: str | None = None
     """Run folder to write. Left out: runs/MODEL-DATA, with a number added when that is taken."""
     resume: str | None = None
@@ -37,8 +39,11 @@ class TrainConfig:
     """Control: a map of 0.5 everywhere, or that of the image before in the batch, in the place of the image's own."""
     pretrained: bool = False
     """Start from the backbone's published weights."""
-    image_size: int | None = None
-    """Side of the square input in pixels. Left out: the backbone's own."""
+    image_size: int | tuple[int, int] | None = None
+    """Side of the square input in pixels, or its height and width. Left out: the backbone's own."""
+    resize: Literal["crop", "squash"] | None = None
+    """How a picture comes to that size: shorter side scaled and the centre cut out, or both sides scaled, whatever the
+    aspect. Left out: the backbone's own."""
     model_options: tuple[str, ...] = ()
     """Further arguments of the backbone as NAME=VALUE, such as drop_rate=0.2 or, for resnet14 to 110, stem_stride=2."""
 
@@ -115,8 +120,10 @@ def check_settings(config: TrainConfig) -> None:
     hints = get_type_hints(TrainConfig)
     for item in fields(config):
         value = getattr(config, item.name)
-        choices = get_args(hints[item.name])
-        if getattr(hints[item.name], "__origin__", None) is Literal and value not in choices:
+        hint = hints[item.name]
+        kinds = (hint, *get_args(hint))
+        choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+        if choices and value not in choices and not (value is None and type(None) in kinds):
             raise UserError(
                 f"Unknown {item.name} '{value}'; use one of {', '.join(map(str, choices))}."
                 + did_you_mean(str(value), map(str, choices))
@@ -128,7 +135,10 @@ def check_settings(config: TrainConfig) -> None:
         )
     whole = {"epochs": 1, "batch_size": 1, "accumulate": 1, "nodes": 1, "seed": 0, "maps": 0}
     smallest: dict[str, float] = {**whole, "lr": 0, "weight_decay": 0, "warmup_epochs": 0, "mixup": 0, "cutmix": 0}
-    optional = {"devices": 1, "image_size": 1, "workers": 0}
+    sides = (config.image_size,) if isinstance(config.image_size, int) else config.image_size or ()
+    if not all(side >= 1 for side in sides):
+        raise UserError(f"image_size is {config.image_size}; its sides must be 1 or more.")
+    optional = {"devices": 1, "workers": 0}
     smallest |= {name: least for name, least in optional.items() if getattr(config, name) is not None}
     for name, least in smallest.items():
         if not least <= getattr(config, name) < float("inf"):

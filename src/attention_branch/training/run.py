@@ -142,6 +142,8 @@ def make_model(config: TrainConfig, data: DataSet) -> Trainable:
     if data.normalization and not config.pretrained:
         mean, std = ((float(r), float(g), float(b)) for r, g, b in data.normalization)
         model.preprocessing = dataclasses.replace(model.preprocessing, mean=mean, std=std)
+    if config.resize is not None:
+        model.preprocessing = dataclasses.replace(model.preprocessing, resize=config.resize)
     return model.train()
 
 
