@@ -38,6 +38,8 @@ class ModelConfig:
     """'paper' or 'lite'; None for a plain backbone."""
     map_kernel: int = 3
     """Kernel of the convolution that makes the map."""
+    perception: str = "separate"
+    """With several heads, 'separate' runs the perception branch once a head, 'shared' once for all."""
     image_size: tuple[int, int] | None = None
     """Image size the backbone was built for, where it was chosen."""
     fixed_size: tuple[int, int] | None = None

@@ -33,6 +33,8 @@ class TrainConfig:
     """Attention branch: a copy of the backbone's last stage, or one of at most 5 percent of the multiply-adds."""
     map_kernel: Literal[3, 1] = 3
     """Kernel of the convolution that makes the map."""
+    perception: Literal["separate", "shared"] = "separate"
+    """With several heads: run the perception branch once a head (the paper), or once, the maps weighting its end."""
     pretrained: bool = False
     """Start from the backbone's published weights."""
     image_size: int | None = None

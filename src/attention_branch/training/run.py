@@ -130,7 +130,12 @@ def make_model(config: TrainConfig, data: DataSet) -> Trainable:
         create_backbone(config.model, **shared)
         if config.baseline
         else create_model(
-            config.model, mechanism=config.mechanism, branch=config.branch, map_kernel=config.map_kernel, **shared
+            config.model,
+            mechanism=config.mechanism,
+            branch=config.branch,
+            map_kernel=config.map_kernel,
+            perception=config.perception,
+            **shared,
         )
     )
     if data.normalization and not config.pretrained:
