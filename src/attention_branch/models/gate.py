@@ -6,7 +6,6 @@ position, that norm's output. Vision transformers are gated at `norm1` of their 
 checks the place in float64, because `feature_info` alone is not to be trusted.
 """
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention_branch.errors import UserError
+from attention_branch.models.probing import perturbed, relative_change, reproduces
 
 WORKS_INSTEAD = "Works for instance: resnet50, efficientnet_b0, convnext_tiny, swin_tiny_patch4_window7_224, resnet20."
 
@@ -186,13 +186,9 @@ def _is_position_norm(module: nn.Module, x: Any) -> bool:
             return False
         for shape in ((*x.shape[:-1], 1), (x.shape[0], 1, *x.shape[2:])):
             scale = 1 + torch.rand(shape, generator=generator, dtype=x.dtype)
-            if _relative(module(x * scale), base) < 1e-3:
+            if relative_change(module(x * scale), base) < 1e-3:
                 return True
     return False
-
-
-def _relative(changed: Tensor, base: Tensor) -> float:
-    return float((changed - base).norm() / base.norm().clamp_min(1e-300))
 
 
 def _feature_info(backbone: nn.Module) -> list[dict[str, Any]]:
@@ -237,7 +233,7 @@ def locate(backbone: nn.Module, name: str, images: Tensor) -> GatePlace:
     following = _following(calls, features)
     tail = [call.name for call in following]
     stage = tuple(tail[: tail.index(last) + 1]) if last in tail else tuple(tail)
-    layout, prefix = _layout(backbone, source.output)
+    layout, prefix = layout_of(backbone, source.output)
     ending = [call for call in calls if call.name == last][-1].output
     if not isinstance(ending, Tensor) or not stage:
         raise UserError(f"'{name}' cannot be gated: its last stage does not end in one tensor. {WORKS_INSTEAD}")
@@ -256,7 +252,8 @@ def locate(backbone: nn.Module, name: str, images: Tensor) -> GatePlace:
     )
 
 
-def _layout(backbone: nn.Module, features: Tensor) -> tuple[str, int]:
+def layout_of(backbone: nn.Module, features: Tensor) -> tuple[str, int]:
+    """Return a backbone's layout of features, and the number of tokens before those of patches."""
     if features.ndim == 3:
         return "NLC", int(getattr(backbone, "num_prefix_tokens", 0))
     return ("NHWC" if getattr(backbone, "output_fmt", "NCHW") == "NHWC" else "NCHW"), 0
@@ -345,41 +342,24 @@ class Construction:
 
 def prove(backbone: nn.Module, place: GatePlace, name: str, images: Tensor) -> Proof:
     """Check the place on a float64 copy with perturbed weights; raise `UserError` if the gate does not work there."""
-    probe: Any = copy.deepcopy(backbone).double().eval()
-    images = images.double()
     generator = torch.Generator().manual_seed(0)
+    probe = perturbed(backbone, generator)
+    images = images.double()
     with torch.no_grad():
-        # Many nets start with scales of 1e-5 on their residual branches, tiny weights or a head of zeros, all of which
-        # would hide what the gate does in the trained network.
-        for parameter in probe.parameters():
-            if parameter.ndim > 1 and not parameter.any():
-                parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
-            elif parameter.ndim > 1:
-                parameter.mul_(3)
-            elif parameter.any():
-                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
         features = output_until(probe, place.features, images)
         logits = probe(images)
         size = grid_size(features, place, images, probe)
         shape = (images.shape[0], 1, *size)
         with gated(probe, place, torch.ones(shape, dtype=images.dtype)):
-            identity = _relative(probe(images), logits)
+            identity = relative_change(probe(images), logits)
         with gated(probe, place, 1 + torch.rand(shape, generator=generator, dtype=images.dtype)):
-            effect = _relative(probe(images), logits)
+            effect = relative_change(probe(images), logits)
         ending = output_until(probe, place.stage[-1], images)
-        stage_reproduced = _reproduces(lambda: run_sequence(probe, place.stage, features), ending)
-        tail_reproduced = _reproduces(lambda: probe.forward_head(run_sequence(probe, place.tail, features)), logits)
+        stage_reproduced = reproduces(lambda: run_sequence(probe, place.stage, features), ending)
+        tail_reproduced = reproduces(lambda: probe.forward_head(run_sequence(probe, place.tail, features)), logits)
     if not (identity < 1e-9 and effect > 1e-3):
         raise UserError(
             f"'{name}' cannot be gated: a random map at '{(place.gates or (place.features,))[0]}' moves its answer by "
             f"only {effect:.1e} (more than 1e-3 is needed). {WORKS_INSTEAD}"
         )
     return Proof(identity, effect, stage_reproduced, tail_reproduced)
-
-
-def _reproduces(run: Any, wanted: Tensor) -> bool:
-    try:
-        result = run()
-    except (TypeError, ValueError, RuntimeError, AssertionError, AttributeError, IndexError):
-        return False  # The modules need arguments that their parent computes (rotary embeddings, sizes).
-    return isinstance(result, Tensor) and result.shape == wanted.shape and _relative(result, wanted) < 1e-9

@@ -29,6 +29,7 @@ from attention_branch.models.gate import (
     run_sequence,
     weight,
 )
+from attention_branch.models.heads import weighted_features
 from attention_branch.models.saving import ModelConfig, SavedModel
 
 MECHANISMS = ("residual", "product", "none")
@@ -98,16 +99,24 @@ class PlainNetwork(Network):
 class AttentionBranchNetwork(Network):
     """A backbone with an attention branch: `logits, attention_logits, attention = model(images)`.
 
-    `task_chunk` heads run through the perception branch at once (with several heads); more is faster and takes more
-    memory, the answers are the same.
+    With several heads the perception branch runs once a head; `task_chunk` heads go through it at once: more is faster
+    and takes more memory, the answers are the same. Where `last` is given it runs once for all heads, on g as it is,
+    and the maps weight the features that `last` describes (`heads.py`).
     """
 
     is_abn = True
     construction: Construction
 
-    def __init__(self, config: ModelConfig, backbone: nn.Module, place: GatePlace, branch: AttentionBranch) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        backbone: nn.Module,
+        place: GatePlace,
+        branch: AttentionBranch,
+        last: GatePlace | None = None,
+    ) -> None:
         super().__init__(config, backbone)
-        self.place = place
+        self.place, self.last = place, last
         self.branch = branch
         self.mechanism = config.mechanism
         self.map_control = config.map_control
@@ -130,8 +139,7 @@ class AttentionBranchNetwork(Network):
         flow = self._flow
         try:
             flow["images"], flow["given"], flow["want_scores"] = images, attention, attention_logits
-            first = self.backbone(images)
-            logits = self._perceive_rest(first, flow)
+            logits = self._perceive_all(images, flow)
             scores = self._by_head(flow["scores"]) if attention_logits else None
             return ABNOutput(self._by_head(logits), scores, flow["attention"])
         finally:
@@ -191,6 +199,8 @@ class AttentionBranchNetwork(Network):
             return self._enter(g, factor)
         flow["features"] = g
         flow["chunks"] = chunks = self._task_chunks(factor)
+        if self.last is not None:
+            return None  # The maps enter at the end, in `_perceive_all`.
         return self._enter(g.repeat_interleave(chunks[0].shape[1], dim=0), chunks[0].flatten(0, 1)[:, None])
 
     def _at_gate(self, _module: nn.Module, _inputs: Any, output: Tensor) -> Tensor | None:
@@ -219,7 +229,7 @@ class AttentionBranchNetwork(Network):
             )
         return resize_map(maps.expand(count, len(self.sizes), -1, -1), size)
 
-    # --- several heads: one shared perception branch, run once per head ---
+    # --- several heads: one perception branch, run once per head, or once with the maps at its end ---
 
     def _task_chunks(self, factor: Tensor) -> list[Tensor]:
         """Divide the factors (N, T, h, w) into groups of at most `task_chunk` heads.
@@ -228,7 +238,7 @@ class AttentionBranchNetwork(Network):
         norms see as one batch, holds all heads in equal parts: the statistics are those that evaluation uses.
         """
         tasks = factor.shape[1]
-        size = self.task_chunk if self.place.tail else tasks
+        size = self.task_chunk if self.place.tail or self.last is not None else tasks
         if self.training and size < tasks:
             order = (torch.arange(tasks, device=factor.device) + self._rotation(factor.shape[0], factor.device)) % tasks
             factor = factor.gather(1, order[:, :, None, None].expand_as(factor))
@@ -238,28 +248,43 @@ class AttentionBranchNetwork(Network):
     def _rotation(count: int, device: torch.device) -> Tensor:
         return torch.arange(count, device=device)[:, None]
 
-    def _perceive_rest(self, first: Tensor, flow: dict[str, Any]) -> list[Tensor]:
-        """Return each head's logits from the first group's run and from running the other groups."""
+    def _perceive_all(self, images: Tensor, flow: dict[str, Any]) -> list[Tensor]:
+        """Run the backbone, whose hooks run the branch, and return each head's logits."""
+        if self.last is None:
+            first = self.backbone(images)
+            return self._by_task(self._perceive_rest(first, flow), flow)
+        features = self.backbone.forward_features(images)
         if "chunks" not in flow:
-            return list(torch.split(first, self.sizes, dim=1))
-        g, chunks = flow["features"], flow["chunks"]
-        parts = [first]
-        for chunk in chunks[1:]:
+            return self._by_task([self.backbone.forward_head(features)], flow)
+        size = grid_size(features, self.last, images, self.backbone)
+        weighted = (weighted_features(features, chunk, self.last, size) for chunk in flow["chunks"])
+        return self._by_task([self.backbone.forward_head(part) for part in weighted], flow)
+
+    def _perceive_rest(self, first: Tensor, flow: dict[str, Any]) -> list[Tensor]:
+        """Return the answer of the first group's run and those of running the other groups."""
+        parts, g = [first], flow.get("features")
+        for chunk in flow.get("chunks", ())[1:]:
             if self.training and torch.is_grad_enabled():
                 # Only one group's activations are kept at a time; the others are computed again on the way back.
                 parts.append(checkpoint(self._perceive, g, chunk, use_reentrant=False, context_fn=self._recompute))
             else:
                 parts.append(self._perceive(g, chunk))
-        count = g.shape[0]
+        return parts
+
+    def _by_task(self, parts: list[Tensor], flow: dict[str, Any]) -> list[Tensor]:
+        """Return each head's logits (N, K) from the answers (N * k, sum of K) to each group of k heads."""
+        if "chunks" not in flow:
+            return list(torch.split(parts[0], self.sizes, dim=1))
+        count = flow["features"].shape[0]
         logits = torch.cat([part.unflatten(0, (count, -1)) for part in parts], dim=1)  # (N, T, sum of K)
-        if self.training and len(chunks) > 1:
-            tasks = logits.shape[1]
-            back = (torch.arange(tasks, device=g.device) - self._rotation(count, g.device)) % tasks
+        if self.training and len(parts) > 1:
+            tasks, device = logits.shape[1], logits.device
+            back = (torch.arange(tasks, device=device) - self._rotation(count, device)) % tasks
             logits = logits.gather(1, back[:, :, None].expand_as(logits))
         columns = torch.split(logits, self.sizes, dim=2)
         return [part[:, task] for task, part in enumerate(columns)]
 
-    def _perceive(self, g: Tensor, factors: Tensor) -> Tensor:
+    def _perceive(self, g: Any, factors: Tensor) -> Tensor:
         """Run the perception branch on g (N, ...) with k factors an image (N, k, h, w); return (N * k, sum of K)."""
         outer = self._flow.pop("factor", None)
         try:

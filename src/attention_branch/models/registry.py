@@ -11,6 +11,7 @@ from torch import nn
 from attention_branch.errors import UserError, did_you_mean
 from attention_branch.models.branch import AttentionBranch, LiteStage, StageChoice, copy_stage
 from attention_branch.models.gate import Construction, GatePlace, Proof, grid_size, locate, output_until, prove
+from attention_branch.models.heads import PERCEPTIONS, prove_shared
 from attention_branch.models.network import MAP_CONTROLS, MECHANISMS, AttentionBranchNetwork, Network, PlainNetwork
 from attention_branch.models.preprocessing import Preprocessing
 from attention_branch.models.saving import ModelConfig, check_class_names
@@ -35,6 +36,7 @@ def create_model(
     branch: str = "paper",
     map_kernel: int = 3,
     map_control: str = "own",
+    perception: str = "separate",
     class_names: Any = None,
     image_size: int | tuple[int, int] | None = None,
     **backbone_options: Any,
@@ -46,8 +48,10 @@ def create_model(
     applied: the deep-supervision control). `branch` is "paper" or "lite" (at most 5 % more multiply-adds).
     `map_kernel` is 3 (the published numbers) or 1 (the paper's figure). `map_control` makes a control network, in
     training and in use: the map is 0.5 everywhere ("constant"), or that of the image before in the batch ("shuffled",
-    for batches in random order). `image_size` is for backbones of fixed size; further options (`drop_rate`, ...) go to
-    the backbone. Raises `UserError` for a backbone that cannot be gated.
+    for batches in random order). `perception`, with several heads, is "separate" (the perception branch is run once a
+    head, on g gated by its map: the paper's section 3.4) or "shared" (run once on g; each head's map weights the last
+    features, which the backbone's own head reads). `image_size` is for backbones of fixed size; further options
+    (`drop_rate`, ...) go to the backbone. Raises `UserError` for a backbone that cannot be gated, or not in this way.
     """
     if mechanism not in MECHANISMS:
         raise UserError(f"Unknown mechanism '{mechanism}'; use one of {', '.join(MECHANISMS)}.")
@@ -57,8 +61,15 @@ def create_model(
         raise UserError(f"map_kernel is {map_kernel}; use 3 (the published numbers) or 1 (the paper's figure).")
     if map_control not in MAP_CONTROLS:
         raise UserError(f"Unknown map_control '{map_control}'; use one of {', '.join(MAP_CONTROLS)}.")
+    if perception not in PERCEPTIONS:
+        raise UserError(f"Unknown perception '{perception}'; use one of {', '.join(PERCEPTIONS)}.")
+    if perception == "shared" and (heads is None or len(heads) < 2):
+        raise UserError(
+            "perception='shared' is for several heads, which share one perception branch; this network has one: leave "
+            "it out."
+        )
     config = _config(name, num_classes, heads, image_size, backbone_options)
-    config.mechanism, config.branch = mechanism, branch
+    config.mechanism, config.branch, config.perception = mechanism, branch, perception
     config.map_kernel, config.map_control = map_kernel, map_control
     config.class_names = check_class_names(class_names, config)
     model = build(config, pretrained=pretrained)
@@ -127,15 +138,19 @@ def build(config: ModelConfig, *, pretrained: bool = False) -> Network:
     # reading of it. Everywhere else the convolution to the classes is 1x1.
     class_kernel = 3 if type(backbone).__name__ == "VGG" and config.branch == "paper" else 1
     branch = AttentionBranch(choice.stage, choice.channels, sizes, config.map_kernel, class_kernel)
-    stride = max(1, round(images.shape[-1] / size[1]))
+    last: GatePlace | None = None
+    coarsest = size
+    if config.perception == "shared":
+        last, coarsest = prove_shared(backbone, place, config.name, images)
     if config.fixed_size is None:
-        config.smallest_side = 2 * stride
-    elif min(size) < 2:
+        config.smallest_side = 2 * max(1, round(images.shape[-1] / coarsest[1]))
+    elif min(coarsest) < 2:
         raise UserError(
             f"Images of {images.shape[-2]}x{images.shape[-1]} are too small for {config.name}: the map would have a "
             "single position. Choose a larger image_size."
         )
-    model = AttentionBranchNetwork(config, backbone, place, branch)
+    stride = max(1, round(images.shape[-1] / size[1]))
+    model = AttentionBranchNetwork(config, backbone, place, branch, last)
     native = model.preprocessing.size
     model.check_size(*native)
     model.construction = Construction(place, proof, choice.note, (native[0] // stride, native[1] // stride))

@@ -40,6 +40,8 @@ class ModelConfig:
     """Kernel of the convolution that makes the map."""
     map_control: str = "own"
     """'own'; 'constant' or 'shuffled' for a network built as a control."""
+    perception: str = "separate"
+    """With several heads, 'separate' runs the perception branch once a head, 'shared' once for all."""
     image_size: tuple[int, int] | None = None
     """Image size the backbone was built for, where it was chosen."""
     fixed_size: tuple[int, int] | None = None

@@ -37,6 +37,8 @@ class TrainConfig:
     """Kernel of the convolution that makes the map."""
     map_control: Literal["own", "constant", "shuffled"] = "own"
     """Control: a map of 0.5 everywhere, or that of the image before in the batch, in the place of the image's own."""
+    perception: Literal["separate", "shared"] = "separate"
+    """With several heads: run the perception branch once a head (the paper), or once, the maps weighting its end."""
     pretrained: bool = False
     """Start from the backbone's published weights."""
     image_size: int | tuple[int, int] | None = None

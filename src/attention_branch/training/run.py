@@ -136,6 +136,7 @@ def make_model(config: TrainConfig, data: DataSet) -> Trainable:
             branch=config.branch,
             map_kernel=config.map_kernel,
             map_control=config.map_control,
+            perception=config.perception,
             **shared,
         )
     )
