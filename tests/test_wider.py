@@ -43,12 +43,12 @@ def layers(model):
 def test_the_wider_network_costs_what_the_branch_costs(name, classes):
     vgg = name == "vgg16_bn"
     target = vgg_with_branch(classes) if vgg else cost(ab.create_model(name, classes).to("meta"))
+    plain = meta(name, classes)
     for unit in ("parameters", "multiply_adds"):
         options = wider_backbone(name, classes, **{unit: getattr(target, unit)})
         control = meta(name, classes, **json.loads(json.dumps(options)))
         assert getattr(cost(control), unit) == pytest.approx(getattr(target, unit), rel=0.02)
         # Only wider: as many layers, none of them grouped in another way.
-        plain = meta(name, classes)
         assert layers(control) == layers(plain)
         groups = [[m.groups for m in net.modules() if isinstance(m, nn.Conv2d)] for net in (plain, control)]
         assert groups[0] == groups[1]
@@ -115,6 +115,8 @@ def test_a_wide_vgg_can_be_gated():
         ("convnext_atto", {"parameters": 10**7}, r"'convnext_atto' \(ConvNeXt\) has no width to choose"),
         ("resnet14", {"parameters": 100}, "No width of 'resnet14' comes within 10 % of 100 parameters"),
         ("resnet14", {}, "either parameters or multiply_adds"),
+        ("resnet14", {"multiply_adds": -5}, "The target is -5 multiply-adds"),
+        ("vgg16_cam", {"parameters": 10**7}, "has no width to choose"),
     ],
 )
 def test_what_cannot_be_widened_is_said_in_one_sentence(name, target, words):

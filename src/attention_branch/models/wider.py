@@ -11,7 +11,6 @@ import torch
 from timm.models.densenet import DenseNet
 from timm.models.resnet import ResNet
 from timm.models.vgg import VGG
-from torch import nn
 
 from attention_branch.errors import UserError
 from attention_branch.models.cost import cost
@@ -48,6 +47,8 @@ def wider_backbone(
         raise UserError("Give either parameters or multiply_adds as the target of a wider network.")
     target = int(parameters if parameters is not None else multiply_adds or 0)
     unit = "parameters" if parameters is not None else "multiply-adds"
+    if target < 1:
+        raise UserError(f"The target is {target} {unit}; give a count above 0.")
 
     def build(chosen: dict[str, Any]) -> PlainNetwork:
         # Without storage: only shapes are needed, and a wide VGG would fill gigabytes.
@@ -56,11 +57,17 @@ def wider_backbone(
 
     widened = _widening(name, build(options).backbone, options)
     counts: dict[int, int] = {}
+    multiplied: dict[int, int] = {}
 
     def count(step: int) -> int:
         if step not in counts:
             network = build(widened(step / _STEPS))
-            counts[step] = _parameters(network) if unit == "parameters" else cost(network).multiply_adds
+            counts[step] = size = sum(parameter.numel() for parameter in network.parameters())
+            if unit != "parameters":
+                # Of networks that differ in width alone, those of as many parameters are the same.
+                if size not in multiplied:
+                    multiplied[size] = cost(network).multiply_adds
+                counts[step] = multiplied[size]
         return counts[step]
 
     step = _nearest(count, target)
@@ -70,10 +77,6 @@ def wider_backbone(
             "target nearer to the network's own."
         )
     return widened(step / _STEPS)
-
-
-def _parameters(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def _widening(name: str, backbone: Any, options: dict[str, Any]) -> Callable[[float], dict[str, Any]]:
@@ -100,18 +103,15 @@ def _widening(name: str, backbone: Any, options: dict[str, Any]) -> Callable[[fl
 
 def _nearest(count: Callable[[int], int], target: int) -> int:
     """Return the step whose count, which grows with the step, is nearest to the target."""
-    low, high = _STEPS // 8, _STEPS
-    while count(high) < target and high < _LARGEST * _STEPS:
-        low, high = high, 2 * high
-    # Counts grow about as the factor squared, so a guess on that curve is close; halving alone takes three times as
-    # many networks.
+    least, most = _STEPS // 8, _LARGEST * _STEPS
+    # Counts grow about as the factor squared, so a guess on that curve comes close.
+    low = high = min(max(least, round(_STEPS * (target / count(_STEPS)) ** 0.5)), most)
+    stride = _STEPS // 256
+    while count(low) >= target and low > least:
+        low, high, stride = max(least, low - stride), low, 2 * stride
+    while count(high) < target and high < most:
+        low, high, stride = high, min(most, high + stride), 2 * stride
     while high - low > 1:
-        if count(low) >= target:
-            return low
-        guess = round(high * (target / count(high)) ** 0.5)
-        middle = guess if low < guess < high else (low + high) // 2
-        if count(middle) < target:
-            low = middle
-        else:
-            high = middle
+        middle = (low + high) // 2
+        low, high = (middle, high) if count(middle) < target else (low, middle)
     return min((low, high), key=lambda step: abs(count(step) - target))
