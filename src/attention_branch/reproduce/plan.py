@@ -95,7 +95,7 @@ def native_precision(device: str) -> Literal["32", "bf16"]:
 def recipe_of(cell: Cell, protocol: Protocol) -> str:
     """Return the recipe a cell is trained with."""
     if cell.role == "digits":
-        chosen = "digits"
+        chosen = "digits-study"
     elif cell.role in LARGE:
         chosen = cell.role
     elif cell.role == "svhn":

@@ -14,6 +14,7 @@ import torch
 from attention_branch.errors import UserError
 from attention_branch.files import write_text
 from attention_branch.reproduce.plan import Job, kept_settings
+from attention_branch.training import TrainConfig
 
 FORMAT = 1
 FINISHED = "finished"
@@ -81,11 +82,13 @@ def check_same(job: Job, record: dict[str, Any]) -> None:
     wanted = begin(job)
     if record["data"].get("fingerprint") != job.data["fingerprint"]:
         raise UserError(f"'{job.record}' was run on other images than those '{job.origin.name}' holds now; {way_out}.")
-    theirs, ours = record["settings"], json.loads(json.dumps(wanted["settings"]))
-    for name in sorted({*theirs, *ours}):
-        if theirs.get(name) != ours.get(name):
+    # A setting that did not exist when the record was written had its default.
+    defaults = kept_settings(TrainConfig())
+    theirs, ours = (json.loads(json.dumps(defaults | values)) for values in (record["settings"], wanted["settings"]))
+    for name in sorted(theirs):
+        if theirs[name] != ours.get(name):
             raise UserError(
-                f"'{job.record}' is a run of another configuration: {name} is {theirs.get(name)} there and "
+                f"'{job.record}' is a run of another configuration: {name} is {theirs[name]} there and "
                 f"{ours.get(name)} here; {way_out}."
             )
 

@@ -141,6 +141,27 @@ RECIPES: dict[str, TrainConfig] = {
         label_smoothing=0.1,
         augment="none",  # place, size and colour are random already; a mirrored digit is another sign
     ),
+    # The study of `abn reproduce digits`: the network and pictures of the demo at a lower rate, because at 0.1 one
+    # of three plain backbones does not leave chance. Chosen on the validation split for the plain backbone alone: 0.03
+    # gives 10.3, 9.5 and 14.4 % error there with seeds 2, 0 and 1, 0.1 gives 90.0, 7.0 and 4.9 %.
+    "digits-study": TrainConfig(
+        recipe="digits-study",
+        data="digits:train=28000",
+        model="resnet14",
+        model_options=("stem_stride=2",),
+        image_size=64,
+        epochs=4,
+        batch_size=64,
+        optimizer="sgd",
+        lr=0.03,
+        momentum=0.9,
+        nesterov=True,
+        weight_decay=1e-3,
+        schedule="cosine",
+        warmup_epochs=1.0,
+        label_smoothing=0.1,
+        augment="none",
+    ),
     # --- as published ---
     "cifar": _CIFAR,
     # README's command: -a resnet --depth 110 --wd 1e-4, which builds bottlenecks of 164 layers. (TRAINING.md's 164

@@ -1,0 +1,170 @@
+"""The tables' numbers, their cells, and the settings each run gets."""
+
+import pytest
+
+from attention_branch.errors import UserError
+from attention_branch.models.cost import cost
+from attention_branch.reproduce.arms import ARMS, backbone_options, network_cost
+from attention_branch.reproduce.cells import NOT_BUILT, Cell, cells_for, cells_of, choose
+from attention_branch.reproduce.plan import Protocol, kept_settings, recipe_of, settings
+from attention_branch.reproduce.published import PUBLISHED
+from attention_branch.reproduce.sources import KINDS, Origin, missing, parse_data
+from attention_branch.training import RECIPES
+from attention_branch.training.optimization import rate_factor
+from attention_branch.training.run import make_model
+
+NUMBERS = {(number.table, number.row, number.column): number.value for number in PUBLISHED}
+# The gains that Table 2 prints in brackets behind its numbers.
+GAINS = {
+    ("ResNet", "CIFAR10"): 1.52, ("ResNet", "CIFAR100"): 1.32, ("ResNet", "SVHN"): 0.32, ("ResNet", "ImageNet"): 0.82,
+    ("WideResNet", "CIFAR10"): 0.22, ("WideResNet", "CIFAR100"): 1.13, ("WideResNet", "SVHN"): 0.18,
+    ("DenseNet", "CIFAR10"): 0.34, ("DenseNet", "CIFAR100"): 0.64, ("DenseNet", "SVHN"): 0.06,
+    ("ResNeXt", "CIFAR10"): 0.04, ("ResNeXt", "CIFAR100"): 0.62, ("ResNeXt", "SVHN"): 0.15,
+    ("VGGNet+BN", "ImageNet"): 0.69, ("SENet", "ImageNet"): 0.80,
+}  # fmt: skip
+
+
+def test_the_published_gains_follow_from_the_numbers():
+    for (row, column), gain in GAINS.items():
+        found = NUMBERS["table2", row, column] - NUMBERS["table2", f"{row}+ABN", column]
+        assert found == pytest.approx(gain, abs=1e-9), (row, column)
+    assert NUMBERS["table2", "VGGNet+BN+CAM", "ImageNet"] - NUMBERS["table2", "VGGNet+BN", "ImageNet"] == pytest.approx(1.18)
+    assert NUMBERS["table2", "ResNet+CAM", "ImageNet"] - NUMBERS["table2", "ResNet", "ImageNet"] == pytest.approx(-0.08)
+
+
+def test_the_tables_agree_where_they_share_a_number():
+    assert NUMBERS["table1", "ResNet110", "g(x)"] == NUMBERS["table2", "ResNet", "CIFAR100"]
+    assert NUMBERS["table1", "ResNet110", "g(x)*(1+M(x))"] == NUMBERS["table2", "ResNet+ABN", "CIFAR100"]
+    shared = [number for number in PUBLISHED if Cell("resnet164b", "cifar100", "residual") in cells_of(number)]
+    assert {number.table for number in shared} == {"table1", "table2"}
+
+
+def test_every_number_has_cells_or_is_another_systems():
+    for number in PUBLISHED:
+        assert bool(cells_of(number)) == (number.row not in NOT_BUILT), number
+    assert len(PUBLISHED) == 15 + 37 + 8 + 11
+
+
+def test_every_network_of_a_table_has_every_arm():
+    for table in ("table1", "table2", "table3", "table4", "digits"):
+        cells = cells_for(table)
+        pairs = {(cell.network, cell.role) for cell in cells}
+        assert len(cells) == len(pairs) * len(ARMS)
+    assert ("resnet65b", "cifar100") in {(cell.network, cell.role) for cell in cells_for("table1")}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "count"),
+    [("resnet20", 9), ("resnet20/cifar100/residual", 1), ("*/cifar100/plain", 8), ("resnet*b", 27), ("*/*/wider-*", 16)],
+)
+def test_cells_are_chosen_by_patterns(pattern, count):
+    assert len(choose(cells_for("table1"), [pattern])) == count
+
+
+@pytest.mark.parametrize(
+    ("pattern", "words"),
+    [
+        ("resnet21", "'resnet21' is no network here"),
+        ("resnet20/cifar10", "'cifar10' is no data set here; there are cifar100"),
+        ("resnet20/cifar100/residuall", "Did you mean 'residual'"),
+    ],
+)
+def test_a_cell_that_does_not_exist_is_named(pattern, words):
+    with pytest.raises(UserError, match=words):
+        choose(cells_for("table1"), ["resnet32", pattern])
+
+
+@pytest.mark.parametrize(("network", "size"), [("resnet20", 32), ("resnet14", 64)])
+def test_wider_arms_cost_what_the_papers_network_costs(network, size):
+    own = {"stem_stride": 2} if network == "resnet14" else {}
+    wanted = network_cost(ARMS["residual"], network, {"num_classes": 100}, size, own)
+    for arm in ("wider-parameters", "wider-multiply-adds"):
+        options = backbone_options(ARMS[arm], network, {"num_classes": 100}, size, own)
+        found = network_cost(ARMS[arm], network, {"num_classes": 100}, size, options)
+        kind = ARMS[arm].equal
+        assert getattr(found, kind) == pytest.approx(getattr(wanted, kind), rel=0.02)
+        assert options.get("stem_stride", 1) == own.get("stem_stride", 1)
+
+
+def origin(name="cifar10"):
+    return Origin(KINDS[name], "somewhere", KINDS[name].title)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_an_arm_is_the_network_its_title_says(arm):
+    from attention_branch.data import DataSet
+
+    data = DataSet(spec="", seed=0, tasks={"label": tuple("0123456789")})
+    cell = Cell("resnet20", "cifar10", arm)
+    config = settings(cell, origin(), Protocol(), 0, backbone_options(ARMS[arm], "resnet20", {"num_classes": 10}, 32, {}))
+    model = make_model(config, data)
+    assert model.is_abn == (arm not in ("plain", "wider-parameters", "wider-multiply-adds"))
+    if model.is_abn:
+        kinds = {"product": "product", "none": "none"}
+        assert model.mechanism == kinds.get(arm, "residual")
+        assert model.map_control == (arm if arm in ("constant", "shuffled") else "own")
+        assert (model.config.branch == "lite") == (arm == "lite")
+    plain = cost(model).parameters
+    assert config.epochs == 300
+    assert config.weight_decay == 1e-4
+    assert plain > 0
+
+
+def test_a_smoke_test_keeps_the_course_of_the_learning_rate():
+    cell = Cell("resnet20", "cifar10", "plain")
+    whole = settings(cell, origin(), Protocol(), 0, {})
+    short = settings(cell, origin(), Protocol(epochs=30), 0, {})
+    course = [rate_factor(whole, 10)(10 * epoch) for epoch in range(300)]
+    shortened = [rate_factor(short, 10)(10 * epoch) for epoch in range(30)]
+    assert shortened == course[::10]
+    assert rate_factor(settings(cell, origin(), Protocol(epochs=1), 0, {}), 10)(9) == 1.0
+    assert Protocol().label == "published"
+    assert Protocol(epochs=2, train_images=500).label == "published-e2-n500"
+
+
+def test_every_cell_has_settings_of_both_protocols():
+    for table in ("table1", "table2", "table3", "table4"):
+        for cell in cells_for(table):
+            for protocol in ("published", "modern"):
+                assert recipe_of(cell, Protocol(protocol)) in RECIPES
+    with pytest.raises(UserError, match="no modern settings for digits"):
+        recipe_of(cells_for("digits")[0], Protocol("modern"))
+
+
+def test_kept_settings_say_nothing_of_places():
+    config = settings(Cell("resnet20", "cifar10", "plain"), origin(), Protocol(), 3, {"width": 1.5})
+    kept = kept_settings(config)
+    assert "somewhere" not in str(kept)
+    assert kept["seed"] == 3
+    assert kept["model_options"] == ["width=1.5"]
+
+
+def test_data_is_named_as_what_it_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("ABN_DATA", str(tmp_path / "cache"))
+    (tmp_path / "mine").mkdir()
+    named = {found.name: found for found in parse_data([f"cifar10={tmp_path}/mine", f"cifar10-jpeg={tmp_path}/mine"])}
+    assert named["cifar10"].title == "CIFAR-10 as given (mine)"
+    assert named["cifar10"].spec == f"{tmp_path}/mine"
+    assert named["cifar10-jpeg"].title == "CIFAR-10 (JPEG)"
+    assert named["cifar10-jpeg"].kind.stands_for == "CIFAR-10"
+    assert "cifar100" not in named
+    (tmp_path / "mine" / "cifar-10-batches-py").mkdir()
+    (official,) = [found for found in parse_data([f"cifar10={tmp_path}/mine"]) if found.name == "cifar10"]
+    assert official.title == "CIFAR-10"
+    assert official.spec == f"torchvision:CIFAR10:{tmp_path}/mine"
+    (tmp_path / "cache" / "cifar-100-python").mkdir(parents=True)
+    assert "cifar100" in {found.name for found in parse_data([])}
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("cifar10", "write NAME=PATH"),
+        ("cifar11=here", "Did you mean 'cifar10'"),
+        ("svhn=/nowhere/at/all", "get train_32x32.mat"),
+    ],
+)
+def test_data_that_is_not_there_says_what_to_get(argument, words):
+    with pytest.raises(UserError, match=words):
+        parse_data([argument])
+    assert "--data cifar10-jpeg=PATH" in missing("cifar10")

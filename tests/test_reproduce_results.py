@@ -1,0 +1,173 @@
+"""Statistics over seeds against scipy and by hand, and what is shown of them."""
+
+import json
+
+import numpy as np
+import pytest
+from html_page import Page
+from rich.console import Console
+from scipy import stats
+
+from attention_branch.cli import main
+from attention_branch.errors import UserError
+from attention_branch.reproduce.findings import statements
+from attention_branch.reproduce.page import write_tables_page
+from attention_branch.reproduce.published import PUBLISHED
+from attention_branch.reproduce.record import pack, unpack
+from attention_branch.reproduce.results import all_rows, difference, read_groups, studies, table_rows
+from attention_branch.reproduce.show import print_tables
+
+PLAIN = [0.31, 0.32, 0.30, 0.33, 0.31]
+RESIDUAL = [0.30, 0.30, 0.29, 0.31, 0.30]
+
+
+def record(arm, seed, error, *, shortened=False, status="finished", data="CIFAR-100", network="resnet20"):
+    figures = {"test_error": error, "validation_error": error + 0.01, "test_attention_error": error + 0.02}
+    return {
+        "format": 1,
+        "status": status,
+        "cell": {"network": network, "role": "cifar100", "arm": arm},
+        "protocol": {"name": "published", "recipe": "cifar", "shortened": shortened, "train_images": None},
+        "seed": seed,
+        "settings": {"epochs": 2 if shortened else 300, "precision": "32"},
+        "data": {"title": data, "stands_for": None, "images": {"train": 45000, "validation": 5000, "test": 10000}},
+        "last": figures,
+        "best_on_validation": {**figures, "epoch": 3},
+        "best_on_test": {**figures, "test_error": error - 0.005},
+        "cost": {"parameters": 278324, "multiply_adds": 40818944},
+        "hardware": {"device": "cpu"},
+        "versions": {"torch": "2.15.0"},
+        "map": {"alarm": None, "on_object": 0.5} if arm == "residual" else None,
+    }
+
+
+def write(folder, *records):
+    for number, one in enumerate(records):
+        path = folder / one["cell"]["arm"] / f"{number}-seed{one['seed']}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(one))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    runs = [record("plain", seed, error) for seed, error in enumerate(PLAIN)]
+    runs += [record("residual", seed, error) for seed, error in enumerate(RESIDUAL)]
+    write(tmp_path, *runs)
+    return tmp_path
+
+
+def test_mean_and_spread_are_of_the_last_epoch(folder):
+    rows = {(row["table"], row["row"], row["column"]): row for row in table_rows(read_groups([folder]))}
+    ours = rows["table1", "ResNet20", "g(x)"]["ours"]
+    assert ours["mean"] == pytest.approx(100 * np.mean(PLAIN))
+    assert ours["std"] == pytest.approx(100 * np.std(PLAIN, ddof=1))
+    assert ours["n"] == 5
+    assert ours["data"] == "CIFAR-100"
+    assert ours["best_on_test"]["mean"] == pytest.approx(100 * np.mean(PLAIN) - 0.5)
+    assert ours["attention_branch"]["mean"] == pytest.approx(100 * np.mean(PLAIN) + 2)
+    assert rows["table1", "ResNet20", "g(x)"]["published"] == 31.47
+    assert rows["table1", "ResNet20", "g(x)*(1+M(x))"]["ours"]["mean"] == pytest.approx(30.0)
+    assert rows["table1", "ResNet20", "g(x)*M(x)"]["ours"] is None
+    assert "not run (resnet20/cifar100/product)" in rows["table1", "ResNet20", "g(x)*M(x)"]["reason"]
+    assert rows["table2", "Attention", "CIFAR10"]["ours"] is None
+
+
+def test_differences_are_paired_by_seed(folder):
+    groups = {group.arm: group for group in read_groups([folder])}
+    found = difference(groups["residual"], groups["plain"])
+    wanted = stats.ttest_rel(100 * np.array(RESIDUAL), 100 * np.array(PLAIN))
+    interval = wanted.confidence_interval(0.95)
+    assert found.mean == pytest.approx(-1.4)
+    assert found.p_value == pytest.approx(wanted.pvalue)
+    assert found.interval == pytest.approx((interval.low, interval.high))
+    assert found.clear
+    assert found.lower == found.n == 5
+
+
+def test_seeds_that_only_one_arm_has_are_left_out(tmp_path):
+    write(tmp_path, *[record("plain", seed, 0.3 + seed / 100) for seed in (0, 1, 2)])
+    write(tmp_path, *[record("residual", seed, 0.2 + seed / 100) for seed in (1, 2, 7)])
+    groups = {group.arm: group for group in read_groups([tmp_path])}
+    found = difference(groups["residual"], groups["plain"])
+    assert (found.n, found.mean) == (2, pytest.approx(-10))
+    assert found.interval == pytest.approx((-10, -10))
+    one = read_groups([tmp_path])[0]
+    assert difference(one, one).clear is False
+
+
+def test_one_seed_settles_nothing(tmp_path):
+    write(tmp_path, record("plain", 0, 0.3), record("residual", 0, 0.2))
+    (study,) = studies(read_groups([tmp_path]))
+    line = next(line for line in study["arms"] if line["arm"] == "residual")
+    assert line["less"]["plain"]["interval"] is None
+    assert not line["less"]["plain"]["clear"]
+    assert "settles nothing" in statements(study)[0].text
+
+
+def test_unfinished_runs_do_not_count_and_smoke_tests_stand_apart(tmp_path):
+    write(tmp_path, record("plain", 0, 0.3), record("plain", 1, 0.9, status="unfinished"))
+    write(tmp_path / "short", record("plain", 5, 0.8, shortened=True))
+    groups = read_groups([tmp_path])
+    rows = all_rows(groups)
+    (row,) = [row for row in rows if row["ours"] and row["table"] == "table1"]
+    assert (row["ours"]["n"], row["ours"]["mean"], row["ours"]["std"]) == (1, pytest.approx(30), None)
+    assert [row["ours"]["mean"] for row in rows if row["table"] == "smoke tests"] == [pytest.approx(80)]
+
+
+def test_a_run_found_twice_counts_once(folder, tmp_path_factory):
+    other = tmp_path_factory.mktemp("shipped")
+    write(other, record("plain", 0, 0.99), record("plain", 9, 0.31))
+    (plain,) = [group for group in read_groups([folder, other]) if group.arm == "plain"]
+    assert plain.seeds == [0, 1, 2, 3, 4, 9]
+    assert plain.values("last", "test_error")[0] == PLAIN[0]
+
+
+def test_data_sets_are_never_mixed(folder):
+    write(folder / "other", record("plain", 0, 0.5, data="Tiny-ImageNet-100 at 32 px"))
+    rows = [row for row in table_rows(read_groups([folder])) if row["row"] == "ResNet20" and row["column"] == "g(x)"]
+    assert {(row["ours"]["data"], row["ours"]["n"]) for row in rows} == {
+        ("CIFAR-100", 5),
+        ("Tiny-ImageNet-100 at 32 px", 1),
+    }
+
+
+def test_rows_have_what_is_promised(folder, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["reproduce", "show", "--json", "--out", str(folder)])
+    assert ended.value.code == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert isinstance(rows, list)
+    for row in rows:
+        assert {"table", "row", "column", "published", "ours"} <= set(row)
+        assert row["ours"] is None or {"mean", "std", "n", "data"} <= set(row["ours"])
+    published = {(number.table, number.row, number.column) for number in PUBLISHED}
+    assert published <= {(row["table"], row["row"], row["column"]) for row in rows}
+
+
+def test_the_page_and_the_terminal_show_the_same(folder, tmp_path):
+    groups = read_groups([folder])
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
+    print_tables(groups, console)
+    text = console.export_text()
+    assert "31.40 ± 1.14 (n=5)" in text
+    assert "-1.40 !" in text
+    page = Page(write_tables_page(tmp_path / "page.html", groups))
+    assert "31.40 ± 1.14" in page.text
+    assert "Clearly better than the plain backbone (-1.40 points of error, from -2.08 to -0.72, 5 seeds)." in page.text
+    assert "nan" not in page.text.lower().split()
+
+
+def test_packed_answers_come_back():
+    random = np.random.default_rng(0)
+    for shape in ((13,), (5, 3)):
+        right = random.random(shape) < 0.5
+        assert np.array_equal(unpack(json.loads(json.dumps(pack(right)))), right)
+
+
+def test_damaged_records_are_named(tmp_path):
+    (tmp_path / "a-seed0.json").write_text('{"format": 1, ')
+    with pytest.raises(UserError, match="cannot be read"):
+        read_groups([tmp_path])
+    (tmp_path / "a-seed0.json").write_text('{"format": 99}')
+    with pytest.raises(UserError, match="is no record"):
+        read_groups([tmp_path])
