@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-from html_page import Page
 from rich.console import Console
 from scipy import stats
 
@@ -16,6 +15,7 @@ from attention_branch.reproduce.published import PUBLISHED
 from attention_branch.reproduce.record import pack, unpack
 from attention_branch.reproduce.results import all_rows, difference, read_groups, studies, table_rows
 from attention_branch.reproduce.show import print_tables
+from html_page import Page
 
 PLAIN = [0.31, 0.32, 0.30, 0.33, 0.31]
 RESIDUAL = [0.30, 0.30, 0.29, 0.31, 0.30]
@@ -151,7 +151,7 @@ def test_the_page_and_the_terminal_show_the_same(folder, tmp_path):
     text = console.export_text()
     assert "31.40 ± 1.14 (n=5)" in text
     assert "-1.40 !" in text
-    page = Page(write_tables_page(tmp_path / "page.html", groups))
+    page = Page(write_tables_page(tmp_path / "page.html", groups).read_text())
     assert "31.40 ± 1.14" in page.text
     assert "Clearly better than the plain backbone (-1.40 points of error, from -2.08 to -0.72, 5 seeds)." in page.text
     assert "nan" not in page.text.lower().split()

@@ -86,7 +86,7 @@ def reproduce(
                 ended = _work_off([job for job in jobs if not job.large], arrays, device, at_once, deadline, progress)
                 if not ended.interrupted:
                     ended = _work_off_large([job for job in jobs if job.large], device, deadline, progress) or ended
-            _conclude(progress, jobs, ended)
+            conclude(progress, jobs, ended)
     except OSError as problem:
         raise disk_error(problem, folder) from problem
     finally:
@@ -234,7 +234,8 @@ def _listen(reports: Any, progress: Progress, wait: float = 1.0) -> bool:
     return False
 
 
-def _conclude(progress: Progress, jobs: list[Job], ended: Ended) -> None:
+def conclude(progress: Progress, jobs: list[Job], ended: Ended) -> None:
+    """Say how the work ended; `UserError` for what went wrong."""
     left = [job for job in jobs if job.name not in progress.finished]
     progress.say(f"{len(jobs) - len(left)} of {len(jobs)} runs finished.")
     if ended.dead:

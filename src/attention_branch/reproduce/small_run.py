@@ -132,10 +132,13 @@ class SmallRun:
         ended = self.trainer.epoch - self.start_epoch
         return (time.monotonic() - self.began) / ended if ended else None
 
-    def expected_epoch_seconds(self) -> float | None:
-        """Return what an epoch's training will take here, by the steps so far; None while they are too few to tell."""
+    def expected_epoch_seconds(self, *, certain: bool = True) -> float | None:
+        """Return what an epoch's training will take here, by the steps so far; None while they are too few to tell.
+
+        With `certain=False` one step is enough.
+        """
         inside = self.trainer.steps_inside
-        if inside < FEWEST_STEPS:
+        if inside < (FEWEST_STEPS if certain else 1):
             return None
         return self.trainer.seconds_inside / inside * self.trainer.steps_per_epoch
 

@@ -27,6 +27,7 @@ class Kind:
     """What the official copy holds, any of them; without it the data is 'as given'."""
     stands_for: str | None = None
     image_size: int | None = None
+    classes: int | None = None
 
 
 _TORCHVISION = "torchvision:{name}:{{path}}"
@@ -35,22 +36,25 @@ KINDS = {
     kind.name: kind
     for kind in (
         Kind("cifar10", "cifar10", "CIFAR-10", "'CIFAR-10 python version' from Krizhevsky's CIFAR page, unpacked to "
-             "cifar-10-batches-py", _TORCHVISION.format(name="CIFAR10"), ("cifar-10-batches-py",), image_size=32),
+             "cifar-10-batches-py", _TORCHVISION.format(name="CIFAR10"), ("cifar-10-batches-py",), image_size=32,
+             classes=10),
         Kind("cifar100", "cifar100", "CIFAR-100", "'CIFAR-100 python version' from Krizhevsky's CIFAR page, unpacked "
-             "to cifar-100-python", _TORCHVISION.format(name="CIFAR100"), ("cifar-100-python",), image_size=32),
+             "to cifar-100-python", _TORCHVISION.format(name="CIFAR100"), ("cifar-100-python",), image_size=32,
+             classes=100),
         Kind("svhn", "svhn", "SVHN", "train_32x32.mat and test_32x32.mat from the Street View House Numbers page",
-             _TORCHVISION.format(name="SVHN"), ("train_32x32.mat",), image_size=32),
+             _TORCHVISION.format(name="SVHN"), ("train_32x32.mat",), image_size=32, classes=10),
         Kind("imagenet", "imagenet", "ImageNet", "ILSVRC2012 from image-net.org: the archives of train, val and the "
              "development kit of tasks 1 and 2, or the folders train and val",
-             _TORCHVISION.format(name="ImageNet"), ("train", "ILSVRC2012_img_train.tar")),
+             _TORCHVISION.format(name="ImageNet"), ("train", "ILSVRC2012_img_train.tar"),
+             classes=1000),
         Kind("compcars", "compcars", "Comp-Cars", "the web-nature part of CUHK's Comp-Cars, unpacked to data/",
              "compcars:{path}", ("data", "image")),
         Kind("celeba", "celeba", "CelebA", "CUHK's CelebA: img_align_celeba, list_attr_celeba.txt and "
              "list_eval_partition.txt", "celeba:{path}", ("img_align_celeba", "Img")),
         Kind("cifar10-jpeg", "cifar10", "CIFAR-10 (JPEG)", "CIFAR-10 with every picture stored as JPEG, as parquet "
-             "files or class folders", "{path}", stands_for="CIFAR-10", image_size=32),
+             "files or class folders", "{path}", stands_for="CIFAR-10", image_size=32, classes=10),
         Kind("tiny-imagenet-100", "cifar100", "Tiny-ImageNet-100 at 32 px", "the first 100 classes of Tiny-ImageNet, "
-             "as parquet files or class folders", "{path}", stands_for="CIFAR-100", image_size=32),
+             "as parquet files or class folders", "{path}", stands_for="CIFAR-100", image_size=32, classes=100),
     )
 }  # fmt: skip
 
@@ -125,6 +129,12 @@ def open_origin(origin: Origin) -> DataSet:
     A set that has validation but no test, as Tiny-ImageNet, gives its validation as test.
     """
     data = open_data(origin.spec, seed=0)
+    if origin.kind.classes is not None and data.num_classes != origin.kind.classes:
+        found = f"{data.num_classes} classes" if data.num_classes else "several heads"
+        raise UserError(
+            f"'{origin.spec}' has {found}, and {origin.kind.stands_for or origin.kind.title} has "
+            f"{origin.kind.classes}; name other data for '{origin.name}'."
+        )
     if data.train is None or (data.test is None and data.validation is None):
         raise UserError(f"'{origin.spec}' has no train and test split; {origin.title} needs both.")
     if data.test is None:

@@ -14,7 +14,7 @@ from attention_branch.reproduce.plan import Job
 from attention_branch.reproduce.small_run import Arrays, SmallRun
 
 STEPS_AT_ONCE = 8
-"""Steps of one run before the next one's turn; between them a stop is noticed."""
+"""Steps on a GPU of one run before the next one's turn; between them a stop is noticed. A CPU takes one."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,10 @@ class Circumstances:
     at_once: int
     deadline: float | None
 
+    def over(self, seconds: float = 0.0) -> bool:
+        """Tell whether the budget will be used up in so many seconds."""
+        return self.deadline is not None and time.time() + seconds > self.deadline
+
 
 def work(jobs: Any, reports: Any, stop: Any, arrays: dict[str, Arrays], circumstances: Circumstances) -> None:
     """Take jobs from a queue until it is empty, the deadline comes or `stop` is set; report on another queue."""
@@ -49,7 +53,8 @@ def work(jobs: Any, reports: Any, stop: Any, arrays: dict[str, Arrays], circumst
     active: list[SmallRun] = []
     exhausted = False
     while active or not exhausted:
-        while not exhausted and len(active) < circumstances.at_once and not stop.is_set():
+        exhausted = exhausted or stop.is_set() or circumstances.over()
+        while not exhausted and len(active) < circumstances.at_once:
             try:
                 job = jobs.get_nowait()
             except Empty:
@@ -58,8 +63,6 @@ def work(jobs: Any, reports: Any, stop: Any, arrays: dict[str, Arrays], circumst
             begun = _guarded(reports, job, _begin, job, arrays, reports, circumstances)
             if begun is not None:
                 active.append(begun)
-        if stop.is_set():
-            exhausted = True
         for run in list(active):
             if not _guarded(reports, run.job, _turn, run, reports, stop, circumstances):
                 active.remove(run)
@@ -93,7 +96,7 @@ def _turn(run: SmallRun, reports: Any, stop: Any, circumstances: Circumstances) 
             run.save()
         reports.put(Report("stopped", run.job.name, run.trainer.epoch, run.job.config.epochs))
         return False
-    ended = run.advance(STEPS_AT_ONCE)
+    ended = run.advance(1 if circumstances.device == "cpu" else STEPS_AT_ONCE)
     name, epochs = run.job.name, run.job.config.epochs
     if run.done:
         error = run.record["last"]["test_error"]
@@ -101,19 +104,14 @@ def _turn(run: SmallRun, reports: Any, stop: Any, circumstances: Circumstances) 
         return False
     if ended:
         reports.put(Report("epoch", name, run.trainer.epoch, epochs, run.epoch_seconds))
-    if circumstances.deadline is None:
-        return True
-    if ended and time.time() + (run.epoch_seconds or 0) > circumstances.deadline:
+    if ended and circumstances.over(run.epoch_seconds or 0):
         run.save()
         reports.put(Report("stopped", name, run.trainer.epoch, epochs, run.epoch_seconds))
         return False
     if run.epoch_seconds is None:
-        whole = run.expected_epoch_seconds()
-        if whole is not None and run.began + whole > _monotonic(circumstances.deadline):
+        # Not one epoch has ended since the beginning, so nothing tells how long one takes but the steps so far.
+        whole = run.expected_epoch_seconds(certain=not circumstances.over())
+        if whole is not None and circumstances.over(run.began + whole - time.monotonic()):
             reports.put(Report("short", name, run.trainer.epoch, epochs, whole))
             return False
     return True
-
-
-def _monotonic(moment: float) -> float:
-    return moment - time.time() + time.monotonic()
