@@ -51,7 +51,8 @@ def test_every_network_of_a_table_has_every_arm():
     for table in ("table1", "table2", "table3", "table4", "digits"):
         cells = cells_for(table)
         pairs = {(cell.network, cell.role) for cell in cells}
-        assert len(cells) == len(pairs) * len(ARMS)
+        several = {"compcars", "two-level", "celeba", "mosaics"}
+        assert len(cells) == sum(10 if role in several else 9 for _, role in pairs)
     assert ("resnet65b", "cifar100") in {(cell.network, cell.role) for cell in cells_for("table1")}
 
 
@@ -98,7 +99,7 @@ def origin(name="cifar10"):
     return Origin(KINDS[name], "somewhere", KINDS[name].title)
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("arm", [name for name, arm in ARMS.items() if not arm.several_heads])
 def test_an_arm_is_the_network_its_title_says(arm):
     from attention_branch.data import DataSet
 

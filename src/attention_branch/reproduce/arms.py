@@ -15,29 +15,28 @@ class Arm:
     name: str
     title: str
     settings: dict[str, Any] = field(default_factory=dict)
+    several_heads: bool = False
+    """Whether it exists for networks of several heads only."""
     equal: str | None = None
     """'parameters' or 'multiply_adds': which of the network with the paper's branch a wider plain network equals."""
 
-    @property
-    def has_map(self) -> bool:
-        """Whether the network makes a map of its own that it uses."""
-        return not self.settings.get("baseline") and self.settings.get("mechanism") != "none"
 
-
+_PLAIN = {"baseline": True}
 _CONTROL = {"mechanism": "residual", "branch": "paper"}
 
 ARMS = {
     arm.name: arm
     for arm in (
-        Arm("plain", "plain backbone", {"baseline": True}),
+        Arm("plain", "plain backbone", _PLAIN),
         Arm("none", "deep supervision only: branch trained, map not applied", {"mechanism": "none", "branch": "paper"}),
         Arm("product", "g(x)*M(x)", {"mechanism": "product", "branch": "paper"}),
         Arm("residual", "g(x)*(1+M(x)), the paper's network", {"mechanism": "residual", "branch": "paper"}),
         Arm("lite", "g(x)*(1+M(x)) with the lite branch", {"mechanism": "residual", "branch": "lite"}),
+        Arm("shared", "one perception pass for all heads", _CONTROL | {"perception": "shared"}, several_heads=True),
         Arm("constant", "the map is 0.5 everywhere", _CONTROL | {"map_control": "constant"}),
         Arm("shuffled", "another image's map", _CONTROL | {"map_control": "shuffled"}),
-        Arm("wider-parameters", "wider plain backbone, same parameters", {"baseline": True}, "parameters"),
-        Arm("wider-multiply-adds", "wider plain backbone, same multiply-adds", {"baseline": True}, "multiply_adds"),
+        Arm("wider-parameters", "wider plain backbone, same parameters", _PLAIN, equal="parameters"),
+        Arm("wider-multiply-adds", "wider plain backbone, same multiply-adds", _PLAIN, equal="multiply_adds"),
     )
 }
 
@@ -62,6 +61,6 @@ def network_cost(arm: Arm, network: str, size: dict[str, Any], image_size: int |
     if arm.settings.get("baseline"):
         model: Any = create_backbone(network, **made)
     else:
-        kinds = {key: arm.settings[key] for key in ("mechanism", "branch") if key in arm.settings}
+        kinds = {key: arm.settings[key] for key in ("mechanism", "branch", "perception") if key in arm.settings}
         model = create_model(network, **made, **kinds)
     return cost(model, None if image_size is None else (image_size, image_size))

@@ -87,18 +87,36 @@ def cells_of(number: Published) -> tuple[Cell, ...]:
     return tuple(Cell(network, role, arm) for network in networks_of(number))
 
 
+CONSTRUCTED = {"table3": ("resnet20", "two-level"), "table4": ("resnet20", "mosaics")}
+"""Networks and data of our own construction for tables whose data is not at hand."""
+
+SEVERAL_HEADS = ("compcars", "celeba", "two-level", "mosaics")
+"""Roles whose pictures have several labels."""
+
+FIGURES = {
+    "figure4": (("resnet152", "imagenet", ("plain", "residual")), ("resnet20", "tiny", ("plain", "residual"))),
+    "figure7": (("resnet101", "celeba", ("residual",)), ("resnet20", "mosaics", ("residual",))),
+}
+"""Networks, data and arms that a figure shows: the paper's first, then a stand-in's."""
+
+
 def cells_for(what: str) -> list[Cell]:
-    """Return all cells of a table, figure or of `digits`, every arm of every network, smaller networks first."""
+    """Return all cells of a table, figure or of `digits`, every arm of every network."""
+    if what in FIGURES:
+        return [Cell(network, role, arm) for network, role, arms in FIGURES[what] for arm in arms]
     if what == "digits":
-        return [Cell("resnet14", "digits", arm) for arm in ARMS]
-    if what == "figure4":
-        return [Cell(network, "imagenet", "residual") for network in ("resnet152",)]
-    if what == "figure7":
-        return [Cell("resnet101", "celeba", "residual")]
-    pairs = dict.fromkeys(
-        (cell.network, cell.role) for number in PUBLISHED if number.table == what for cell in cells_of(number)
-    )
-    return [Cell(network, role, arm) for network, role in pairs for arm in ARMS]
+        pairs = {("resnet14", "digits"): None}
+    else:
+        numbers = [number for number in PUBLISHED if number.table == what]
+        pairs = dict.fromkeys((cell.network, cell.role) for number in numbers for cell in cells_of(number))
+        if what in CONSTRUCTED:
+            pairs[CONSTRUCTED[what]] = None
+    return [
+        Cell(network, role, arm.name)
+        for network, role in pairs
+        for arm in ARMS.values()
+        if role in SEVERAL_HEADS or not arm.several_heads
+    ]
 
 
 def choose(cells: Sequence[Cell], patterns: Sequence[str]) -> list[Cell]:

@@ -9,17 +9,18 @@ from tyro.conf import Positional, arg
 
 from attention_branch.errors import UserError
 
-_SEEDS = {"digits": (0, 1, 2, 3, 4)}
+_SEEDS = {"digits": (0, 1, 2, 3, 4), "figure4": (0,), "figure7": (0,)}
 _THREE = (0, 1, 2)
 
 
 def reproduce(
     what: Annotated[
-        Positional[Literal["table1", "table2", "table3", "table4", "digits", "show"]],
+        Positional[Literal["table1", "table2", "table3", "table4", "figure4", "figure7", "digits", "show"]],
         arg(
             metavar="WHAT",
-            help="table1 to table4: the paper's tables; digits: the study on the embedded digits, which needs no data "
-            "and is over in about an hour on two cores; show: print what was published and measured.",
+            help="table1 to table4: the paper's tables; figure4: CAM, Grad-CAM and the attention map side by side; "
+            "figure7: one map for each of many labels; digits: the study on the embedded digits, which needs no data "
+            "and is over in about an hour and a half on two cores; show: print what was published and measured.",
         ),
     ],
     *,
@@ -28,13 +29,14 @@ def reproduce(
         arg(help="Cells to run as NETWORK/DATA/ARM, parts left out or * for all: resnet20, '*/cifar100/residual'."),
     ] = (),
     seeds: Annotated[
-        tuple[int, ...] | None, arg(help="Seeds, one run each. Left out: 0 1 2, for digits 0 1 2 3 4.")
+        tuple[int, ...] | None, arg(help="Seeds, one run each. Left out: 0 1 2; for digits 0 1 2 3 4, for figures 0.")
     ] = None,
     data: Annotated[
         tuple[str, ...],
         arg(
             help="Data as NAME=PATH: cifar10, cifar100, svhn, imagenet, compcars, celeba; or what stands in for one "
-            "and is named so: cifar10-jpeg, tiny-imagenet-100."
+            "and is named so: cifar10-jpeg, tiny-imagenet-100, tiny-imagenet-100-64 (figure4), two-level (table3), "
+            "mosaics (table4, figure7)."
         ),
     ] = (),
     budget: Annotated[float | None, arg(help="Stop in good order after this many minutes.")] = None,
@@ -82,6 +84,8 @@ def reproduce(
     if budget is not None and not budget > 0:
         raise UserError(f"--budget is {budget:g}; give minutes above 0.")
     chosen = _SEEDS.get(what, _THREE) if seeds is None else seeds
+    if what.startswith("figure") and (len(chosen) > 1 or cells):
+        raise UserError(f"{what} shows one run of each of its networks: leave out --cells, and give one of --seeds.")
     if not chosen or min(chosen) < 0 or len(set(chosen)) < len(chosen):
         raise UserError(f"--seeds are {', '.join(map(str, chosen)) or 'none'}; give different whole numbers from 0 on.")
     from attention_branch.reproduce.conduct import reproduce as run

@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from attention_branch.data import DataSet
 from attention_branch.errors import UserError
 from attention_branch.files import disk_error, require_folder
 from attention_branch.reproduce import record as records
-from attention_branch.reproduce.cells import Cell, cells_for, choose
+from attention_branch.reproduce.cells import FIGURES, Cell, cells_for, choose
 from attention_branch.reproduce.estimate import estimate, estimate_large
+from attention_branch.reproduce.figures import draw_figure
 from attention_branch.reproduce.large_run import run_large, stop_gently
 from attention_branch.reproduce.plan import Job, Protocol, make_jobs
 from attention_branch.reproduce.progress import Progress
@@ -60,6 +62,7 @@ def reproduce(
         wanted = choose(wanted, cells)
     runnable = _with_data(wanted, origins, console)
     jobs: list[Job] = []
+    figures: list[tuple[list[Job], DataSet]] = []
     arrays: dict[str, Arrays] = {}
     at_once = at_once or (thread_count() if device == "cpu" else 4)
     temporary = Path(tempfile.mkdtemp(prefix="abn-pixels-"))
@@ -67,7 +70,9 @@ def reproduce(
         for origin, mine in runnable:
             console.print(f"{origin.title}: reading the pictures ...", highlight=False)
             opened = open_origin(origin)
-            made = make_jobs(mine, origin, opened, protocol, list(seeds), folder, keep_models)
+            made = make_jobs(mine, origin, opened, protocol, list(seeds), folder, keep_models or what in FIGURES)
+            if what in FIGURES:
+                figures.append((made, opened))
             todo = _unfinished(made, resume)
             done = len(made) - len(todo)
             console.print(f"{origin.title}: {len(made)} runs, {done} of them finished already.", highlight=False)
@@ -87,11 +92,22 @@ def reproduce(
                 if not ended.interrupted:
                     ended = _work_off_large([job for job in jobs if job.large], device, deadline, progress) or ended
             conclude(progress, jobs, ended)
+        for made, opened in figures:
+            _draw(what, made, opened, folder, console)
     except OSError as problem:
         raise disk_error(problem, folder) from problem
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return sum(records.is_finished(records.read(job.record)) for job in jobs)
+
+
+def _draw(what: str, jobs: list[Job], data: DataSet, folder: Path, console: Console) -> None:
+    if not all(records.is_finished(records.read(job.record)) for job in jobs):
+        console.print(f"{jobs[0].origin.title}: no figure yet, its runs are not finished.", highlight=False)
+        return
+    console.print(
+        f"Open {draw_figure(what, jobs, data, folder / f'{what}-{jobs[0].origin.name}.png')}", highlight=False
+    )
 
 
 def _with_data(cells: list[Cell], origins: list[Origin], console: Console) -> list[tuple[Origin, list[Cell]]]:
@@ -115,10 +131,11 @@ def _unfinished(jobs: list[Job], resume: bool) -> list[Job]:
         record = records.read(job.record)
         if record is not None:
             records.check_same(job, record)
-        if records.is_finished(record):
+        kept = not job.keep_model or job.network.is_dir()
+        if records.is_finished(record) and kept:
             continue
         todo.append(job)
-        if record is not None or job.checkpoint.exists():
+        if (record is not None and not records.is_finished(record)) or job.checkpoint.exists():
             begun.append(job)
     if begun and not resume:
         raise UserError(

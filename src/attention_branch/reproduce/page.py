@@ -12,8 +12,7 @@ from attention_branch.reproduce.published import TABLES
 from attention_branch.reproduce.results import Group, studies, table_rows
 from attention_branch.reproduce.show import spread
 
-_COMPARED = {"plain": "less the plain backbone", "none": "less deep supervision only",
-             "wider-multiply-adds": "less a wider net of the same multiply-adds"}  # fmt: skip
+_COMPARED = {"plain": "less plain", "none": "less none", "wider-multiply-adds": "less same cost"}
 
 
 def write_tables_page(path: str | Path, groups: Sequence[Group]) -> Path:
@@ -52,12 +51,12 @@ def _arms(study: dict[str, Any]) -> Sheet:
     for line in study["arms"]:
         seeds = " ".join(f"{error:.2f}" for error in line["errors"])
         cells = [
-            Cell(spread(line["last"], short=True), seeds),
+            Cell(spread(line["last"], short=True), seeds + _won(line)),
             *[_difference(line["less"].get(name)) for name in _COMPARED],
             Cell(spread(line["attention_branch"], short=True)),
             Cell("-" if line["map_on_object"] is None else f"{line['map_on_object']:.1f} %", _alarms(line)),
             Cell(spread(line["best_on_test"], short=True), "", "quiet"),
-            Cell(f"{line['multiply_adds'] / 1e6:,.1f} M", f"{line['parameters'] / 1e6:.3f} M parameters"),
+            Cell(f"{line['multiply_adds'] / 1e6:,.1f} M", f"{line['parameters'] / 1e6:.3f} M"),
         ]
         rows.append((line["arm"], ARMS[line["arm"]].title, cells))
     count = max(len(line["seeds"]) for line in study["arms"])
@@ -65,15 +64,17 @@ def _arms(study: dict[str, Any]) -> Sheet:
     return Sheet(
         _name(study),
         (
-            "error, last epoch (%)", *_COMPARED.values(), "attention branch's error", "map on the object",
-            "best epoch on test", "multiply-adds",
+            "error (%)", *_COMPARED.values(), "branch alone", "map on object",
+            "best on test", "multiply-adds, parameters",
         ),
         rows,
         text=f"{warning}Top-1 error on {study['images']['test']:,} test images after {study['images']['train']:,} "
-        f"training images; {count} seed{'s' * (count != 1)}. Negative differences: fewer errors.",
+        f"training images, after the last epoch; {count} seed{'s' * (count != 1)}, each below the mean. Differences: "
+        "less the plain backbone, less deep supervision alone (none), less a wider plain network of the same "
+        "multiply-adds; negative is better.",
         note="Differences are paired by seed; below each stands its 95 % interval (Student's t over seeds). Green: "
         "clearly fewer errors, red: clearly more. Nothing is corrected for the number of comparisons.",
-        quiet=frozenset({"best epoch on test"}),
+        quiet=frozenset({"best on test"}),
     )  # fmt: skip
 
 
@@ -83,6 +84,12 @@ def _difference(found: dict[str, Any] | None) -> Cell:
     interval = "" if found["interval"] is None else f"{found['interval'][0]:+.2f} to {found['interval'][1]:+.2f}"
     kind = ("right" if found["mean"] < 0 else "wrong") if found["clear"] else ""
     return Cell(f"{found['mean']:+.2f}", interval, kind)
+
+
+def _won(line: dict[str, Any]) -> str:
+    if line["heads_won"] is None:
+        return ""
+    return f"\nbetter than plain on {spread(line['heads_won'], short=True)} of {line['heads']} heads"
 
 
 def _alarms(line: dict[str, Any]) -> str:
@@ -103,16 +110,23 @@ def _table(name: str, title: str, rows: list[dict[str, Any]]) -> Sheet:
             ]  # fmt: skip
         else:
             cells = [Cell(f"{row['published']:g}{star}"), Cell("-"), Cell("-"), Cell("-", "", "quiet")]
-        network = row["network"] if ours else ""
-        shown.append((f"{row['row']}{depth}, {row['column']}", network or row["reason"], cells))
+        shown.append((f"{row['row']}{depth}, {row['column']}", row["network"] if ours else "not run", cells))
+    reasons = dict.fromkeys(row["reason"].partition("). ")[2] or row["reason"] for row in rows if row["reason"])
+    note = (
+        "* the authors' own run of a baseline. Where the data is a stand-in its name stands below our number, and the "
+    )
+    note += "two cannot be compared. Not run: " + " ".join(_sentence(reason) for reason in reasons) if reasons else ""
     return Sheet(
         title,
-        ("published", "ours, last epoch", "attention branch alone", "best epoch on test"),
+        ("published", "ours, last epoch", "branch alone", "best on test"),
         shown,
-        note="* the authors' own run of a baseline. A number of ours stands beside a published one even where the data "
-        "is a stand-in; then its name is below, and the two are not comparable.",
-        quiet=frozenset({"best epoch on test"}),
+        note=note,
+        quiet=frozenset({"best on test"}),
     )
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:].rstrip(".") + "."
 
 
 def _facts(study: dict[str, Any]) -> list[tuple[str, str]]:

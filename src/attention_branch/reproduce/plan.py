@@ -18,6 +18,8 @@ from attention_branch.training.config import read_model_options
 LARGE = ("imagenet", "compcars", "celeba")
 """Roles whose pictures are read from their files, batch by batch."""
 
+DIGITS_RECIPE = "digits-study"
+
 # The published settings by network; where the authors' files differ for a family, its own recipe.
 _FAMILY_RECIPES = (
     ("wrn", "cifar-wrn"),
@@ -79,6 +81,12 @@ class Job:
         return self.cell.role in LARGE
 
     @property
+    def network(self) -> Path:
+        """Return where the last epoch's network is kept."""
+        folder = self.record.with_suffix("")
+        return folder / "last" if self.large else folder
+
+    @property
     def checkpoint(self) -> Path:
         """Return where an unfinished run is kept."""
         return self.record.with_suffix(".ckpt")
@@ -95,7 +103,7 @@ def native_precision(device: str) -> Literal["32", "bf16"]:
 def recipe_of(cell: Cell, protocol: Protocol) -> str:
     """Return the recipe a cell is trained with."""
     if cell.role == "digits":
-        chosen = "digits-study"
+        chosen = DIGITS_RECIPE
     elif cell.role in LARGE:
         chosen = cell.role
     elif cell.role == "svhn":
@@ -103,7 +111,7 @@ def recipe_of(cell: Cell, protocol: Protocol) -> str:
     else:
         chosen = next(name for start, name in _FAMILY_RECIPES if cell.network.startswith(start))
     if protocol.name == "modern":
-        chosen = f"{'cifar' if cell.role in ('cifar10', 'cifar100', 'svhn') else chosen}-modern"
+        chosen = f"{chosen if cell.role in LARGE or cell.role == 'digits' else 'cifar'}-modern"
     if chosen not in RECIPES:
         raise UserError(f"There are no {protocol.name} settings for {cell.role}; use --protocol published.")
     return chosen
@@ -144,7 +152,7 @@ def make_jobs(
     jobs = []
     for cell in cells:
         start = recipe(recipe_of(cell, protocol))
-        own = read_model_options(start.model_options)
+        own = {**read_model_options(start.model_options), **origin.kind.options}
         options = backbone_options(arm_of(cell), cell.network, size, origin.kind.image_size, own)
         for seed in seeds:
             place = Path(origin.name) / cell.network / cell.arm / f"{protocol.label}-seed{seed}.json"

@@ -13,7 +13,8 @@ from attention_branch.errors import UserError
 from attention_branch.reproduce import record as records
 from attention_branch.reproduce.arms import ARMS
 from attention_branch.reproduce.cells import NOT_BUILT, cells_of
-from attention_branch.reproduce.published import PUBLISHED, Published
+from attention_branch.reproduce.plan import DIGITS_RECIPE
+from attention_branch.reproduce.published import ACCURACY, ODDS, PUBLISHED, Published
 from attention_branch.reproduce.sources import missing
 
 REFERENCES = ("plain", "none", "constant", "shuffled", "wider-parameters", "wider-multiply-adds")
@@ -46,10 +47,12 @@ class Group:
     def summary(self, place: str = "last", name: str = "test_error") -> dict[str, Any] | None:
         """Return mean and standard deviation over seeds in percent; None where a run lacks the figure."""
         values = 100 * self.values(place, name)
-        if np.isnan(values).any():
-            return None
-        spread = float(values.std(ddof=1)) if len(values) > 1 else None
-        return {"mean": float(values.mean()), "std": spread, "n": len(values)}
+        return None if np.isnan(values).any() else _over_seeds(values)
+
+
+def _over_seeds(values: np.ndarray) -> dict[str, Any]:
+    spread = float(values.std(ddof=1)) if len(values) > 1 else None
+    return {"mean": float(values.mean()), "std": spread, "n": len(values)}
 
 
 def read_groups(folders: Sequence[Path]) -> list[Group]:
@@ -73,7 +76,9 @@ def read_groups(folders: Sequence[Path]) -> list[Group]:
 def _label(record: dict[str, Any]) -> str:
     """Return the protocol with what tells it from others: epochs and images where shortened, the precision."""
     settings, protocol = record["settings"], record["protocol"]
-    text = f"{protocol['name']}, {settings['epochs']} epochs"
+    kinds = {"published": "as published, ", "modern": "modern, "}
+    text = kinds[protocol["name"]] if protocol["recipe"] != DIGITS_RECIPE else ""
+    text += f"recipe {protocol['recipe']}, {settings['epochs']} epochs"
     if protocol["train_images"]:
         text += f", {protocol['train_images']} images"
     return text + (", bf16" if settings["precision"] == "bf16" else "")
@@ -140,13 +145,13 @@ def table_rows(groups: Iterable[Group]) -> list[dict[str, Any]]:
         for place, cell in enumerate(cells_of(number)):
             mine = [g for g in whole if (g.network, g.role, g.arm) == (cell.network, cell.role, cell.arm)]
             for group in mine:
-                found.append(_row(number, group, authors=place == 0))
+                found.append(_row(number, group, whole, authors=place == 0))
         rows += found or [_open_row(number)]
     return rows
 
 
-def _row(number: Published, group: Group, *, authors: bool) -> dict[str, Any]:
-    ours = _ours(number, group)
+def _row(number: Published, group: Group, groups: Sequence[Group], *, authors: bool) -> dict[str, Any]:
+    ours = _odds(group, groups) if number.column == ODDS else _ours(number, group)
     return _number(number) | {
         "ours": ours,
         "network": group.network,
@@ -158,24 +163,40 @@ def _row(number: Published, group: Group, *, authors: bool) -> dict[str, Any]:
 
 def _ours(number: Published, group: Group) -> dict[str, Any] | None:
     """Return the last epoch's figure in the published unit, and apart from it what the best epoch would have said."""
-    name = "test_error"
-    last = group.summary("last", name)
-    if last is None or number.column in ("odds",):
-        return None
-    best, chosen = group.summary("best_on_test", name), group.summary("best_on_validation", name)
-    branch = group.summary("last", "test_attention_error")
-    if number.unit.startswith("accuracy"):
+    if number.table == "table3":
+        accuracies = [record["last"].get("test_accuracy_by_head", {}).get(number.column) for record in group.records]
+        return None if None in accuracies else _described(group, _over_seeds(100 * np.array(accuracies)))
+    last, best = group.summary("last"), group.summary("best_on_test")
+    chosen, branch = group.summary("best_on_validation"), group.summary("last", "test_attention_error")
+    if number.unit == ACCURACY:
         last, best, chosen, branch = (_accuracy(value) for value in (last, best, chosen, branch))
-    assert last is not None
-    return {
-        **last,
-        "data": group.data,
-        "protocol": group.protocol,
-        "seeds": group.seeds,
-        "attention_branch": branch,
-        "best_on_validation": chosen,
-        "best_on_test": best,
-    }
+    if last is None:
+        return None
+    return _described(group, last) | {"attention_branch": branch, "best_on_validation": chosen, "best_on_test": best}
+
+
+def _described(group: Group, summary: dict[str, Any]) -> dict[str, Any]:
+    nothing = {"attention_branch": None, "best_on_validation": None, "best_on_test": None}
+    return summary | {"data": group.data, "protocol": group.protocol, "seeds": group.seeds} | nothing
+
+
+def _odds(group: Group, groups: Sequence[Group]) -> dict[str, Any] | None:
+    """Return on how many attributes the paper's network has the higher accuracy than this one, over shared seeds."""
+    same = (group.network, group.data, group.protocol)
+    others = [g for g in groups if (g.network, g.data, g.protocol) == same and g.arm == "residual"]
+    won = _heads_won(others[0], group) if others else []
+    return _described(group, _over_seeds(np.array(won, dtype=float))) if won else None
+
+
+def _heads_won(first: Group, second: Group) -> list[int]:
+    """Return for each seed both have on how many heads the first is right more often; ties do not count."""
+    by_seed = {record["seed"]: record["last"].get("test_accuracy_by_head") for record in second.records}
+    counts = []
+    for record in first.records:
+        ours, theirs = record["last"].get("test_accuracy_by_head"), by_seed.get(record["seed"])
+        if ours and theirs:
+            counts.append(sum(ours[head] > theirs[head] for head in ours))
+    return counts
 
 
 def _accuracy(summary: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -229,7 +250,8 @@ def _study(key: tuple[Any, ...], arms: dict[str, Group]) -> dict[str, Any]:
             continue
         group = arms[name]
         maps = [record["map"] for record in group.records if record.get("map")]
-        on_object = [one["on_object"] for one in maps if one.get("on_object") is not None]
+        on_object = [one["on_object"] for one in maps if one.get("on_object") is not None and not one["alarm"]]
+        won = _heads_won(group, arms["plain"]) if "plain" in arms else []
         compared = {
             other: found.to_dict()
             for other in REFERENCES
@@ -248,6 +270,8 @@ def _study(key: tuple[Any, ...], arms: dict[str, Group]) -> dict[str, Any]:
                 "seeds": group.seeds,
                 "errors": [round(100 * value, 4) for value in group.values("last", "test_error").tolist()],
                 "map_on_object": 100 * float(np.mean(on_object)) if on_object else None,
+                "heads_won": None if name == "plain" or not won else _over_seeds(np.array(won, dtype=float)),
+                "heads": len(group.records[0]["last"].get("test_accuracy_by_head", ())) or None,
                 "map_alarms": sum(one["alarm"] is not None for one in maps),
                 "less": compared,
             }

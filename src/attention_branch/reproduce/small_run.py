@@ -237,7 +237,7 @@ class SmallRun:
             "train_images_per_second": round(steps / self.trainer.seconds, 1) if self.device == "cpu" else None,
         }
         if self.job.keep_model:
-            self.trainer.evaluated.save_pretrained(self.job.record.with_suffix(""))
+            self.trainer.evaluated.save_pretrained(self.job.network)
         self.record["status"] = records.FINISHED
         records.write(self.job.record, self.record)
         self.job.checkpoint.unlink(missing_ok=True)

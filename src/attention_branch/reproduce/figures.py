@@ -1,0 +1,102 @@
+"""The paper's figures from one's own runs: figure 4 (CAM, Grad-CAM, ABN side by side), figure 7 (a map a head)."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from attention_branch.data import DataSet
+from attention_branch.data.dataset import ImageSet
+from attention_branch.explanations import explain
+from attention_branch.explanations.attribute_figure import attribute_figure
+from attention_branch.explanations.overlay import overlay
+from attention_branch.files import atomic_path
+from attention_branch.models import load_model
+from attention_branch.reproduce.plan import Job
+
+PICTURES = {"figure4": 8, "figure7": 4}
+_PANEL, _DPI = 1.7, 120
+_INK, _QUIET = "#1c2430", "#5d6876"
+
+
+def draw_figure(what: str, jobs: Sequence[Job], data: DataSet, path: Path) -> Path:
+    """Draw a figure from the finished runs of its cells on one data set; the test pictures are chosen by a rule."""
+    networks = {job.cell.arm: load_model(job.network) for job in jobs}
+    images = data.test
+    assert images is not None
+    samples = [images[number] for number in first_of_classes(images, PICTURES[what])]
+    if what == "figure7":
+        attribute_figure(networks["residual"], [sample.image for sample in samples], stretch=True, path=path)
+        return path
+    rows = [(sample.image, int(sample.target)) for sample in samples]  # type: ignore[arg-type]
+    title = f"{jobs[0].cell.network}, {jobs[0].origin.title}"
+    _side_by_side(networks["plain"], networks["residual"], rows, title, path)
+    return path
+
+
+def first_of_classes(images: ImageSet, count: int) -> list[int]:
+    """Return each class's first picture, so many in the order of the split; with several heads the first pictures.
+
+    Chosen by this rule and not by eye.
+    """
+    targets = images.targets
+    if isinstance(targets, dict):
+        return list(range(min(count, len(images))))
+    _, first = np.unique(targets, return_index=True)
+    return sorted(first.tolist())[:count]
+
+
+def _side_by_side(plain: Any, branch: Any, rows: Sequence[tuple[Image.Image, int]], title: str, path: Path) -> None:
+    """Draw picture | CAM | Grad-CAM | ABN; the first two of the plain network for its top-1 class, as in the paper."""
+    pictures = [picture for picture, _ in rows]
+    names = plain.class_names or [str(number) for number in range(plain.num_classes)]
+    found = {
+        "CAM": explain(plain, pictures, method="cam"),
+        "Grad-CAM": explain(plain, pictures, method="grad-cam"),
+        "ABN": explain(branch, pictures, method="attention"),
+    }
+    across, down = 1 + len(found), len(rows)
+    head, foot, gap = 0.55, 0.35, 0.22
+    width, height = across * _PANEL + 0.1, head + down * (_PANEL + gap) + foot
+    drawing = Figure(figsize=(width, height), dpi=_DPI, facecolor="white")
+    FigureCanvasAgg(drawing)
+    with matplotlib.rc_context({"font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 7.5}):
+        drawing.text(0.1 / width, 1 - 0.1 / height, title, fontsize=10, weight="bold", color=_INK, va="top")
+        for row, (picture, label) in enumerate(rows):
+            shown = plain.preprocessing.image(picture)
+            panels = {"picture": shown} | {
+                name: overlay(shown, explanation.raw[row], stretch=True) for name, explanation in found.items()
+            }
+            for column, (name, panel) in enumerate(panels.items()):
+                bottom = height - head - (row + 1) * (_PANEL + gap) + gap
+                box = (0.05 + column * _PANEL + 0.04, bottom, _PANEL - 0.08, _PANEL - 0.08)
+                axes = drawing.add_axes((box[0] / width, box[1] / height, box[2] / width, box[3] / height))
+                axes.imshow(np.asarray(panel), interpolation="nearest" if column == 0 else "bilinear", aspect="auto")
+                axes.set_axis_off()
+                if row == 0:
+                    axes.set_title(name, fontsize=8.5, color=_INK, loc="left", pad=4)
+                text = _short(names[label]) if column == 0 else _answer(found[name], row, names)
+                axes.text(0, -0.03, text, transform=axes.transAxes, va="top", color=_QUIET)
+        note = "each map stretched from its lowest to its highest value; pictures: the test split's first of each class"
+        drawing.text(0.1 / width, 0.1 / height, note, color=_QUIET, va="bottom")
+        written = io.BytesIO()
+        drawing.savefig(written, format="png", dpi=_DPI)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(written.getvalue())
+
+
+def _answer(explanation: Any, row: int, names: Sequence[str]) -> str:
+    """Return the class an explanation's network answered with."""
+    probabilities = explanation.logits[row].float().softmax(0)
+    answer = int(probabilities.argmax())
+    return f"{_short(names[answer])} {100 * float(probabilities[answer]):.0f} %"
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 22 else name[:21] + "…"
