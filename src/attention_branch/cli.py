@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Annotated, Literal
 
 import tyro
@@ -67,12 +68,18 @@ def evaluate(
     workers: Annotated[int, arg(help="Processes that load images.")] = 0,
     device: Device = "auto",
     report: Annotated[bool, arg(help="Also write report.html: right, wrong and least certain images.")] = True,
+    odds: Annotated[
+        str | None, arg(help="Also count the heads that are better than in this evaluation-SPLIT.json.")
+    ] = None,
     json_output: Annotated[bool, arg(name="json", help="Print the result as JSON and nothing else.")] = False,
 ) -> int:
     """Measure a network: accuracy, both branches, calibration, per class, and where its map points."""
-    from attention_branch.evaluation import evaluate_run
+    from attention_branch.evaluation import attribute_odds, evaluate_run
+    from attention_branch.evaluation.odds import head_accuracies
     from attention_branch.report import write_evaluation_report
 
+    # Read before the long work, and before a file of the same name is written.
+    other = head_accuracies(odds) if odds is not None else None
     evaluation = evaluate_run(
         run,
         data,
@@ -85,10 +92,13 @@ def evaluate(
         report=write_evaluation_report if report else None,
         progress=not json_output,
     )
+    counted = attribute_odds(evaluation, other) if other is not None else None
     if json_output:
-        print(json.dumps(evaluation.to_dict(), allow_nan=False))
-    else:
-        evaluation.print(Console())
+        print(json.dumps(evaluation.to_dict() | ({"odds": asdict(counted)} if counted else {}), allow_nan=False))
+        return 0
+    evaluation.print(Console())
+    if counted:
+        print(counted.sentence())
     return 0
 
 

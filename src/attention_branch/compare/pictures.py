@@ -137,5 +137,5 @@ class Pictures:
             maps=maps,
             verdict="" if label < 0 else "right" if label == answer else "wrong",
             under=under,
-            inside=sample.region(self._work.subset.preprocessing),
+            inside=sample.region(self._work.subset.preprocessing, self._work.subset.head),
         )

@@ -53,7 +53,7 @@ class Subset:
         """Load some images, by their places in the subset."""
         samples = [self.images[int(row)] for row in rows]
         tensors = [self.preprocessing.tensor(sample.image) for sample in samples]
-        masks = [sample.region(self.preprocessing) for sample in samples]
+        masks = [sample.region(self.preprocessing, self.head) for sample in samples]
         regions = [None if mask is None else torch.from_numpy(np.ascontiguousarray(mask)) for mask in masks]
         return Batch(int(rows[0]), torch.stack(tensors).to(device), regions, samples)
 
@@ -65,7 +65,8 @@ class Subset:
     def has_regions(self) -> bool:
         """Whether the place of an object is known in any of the images."""
         source = self.images.source
-        return any(source.mask(int(row)) is not None or source.box(int(row)) is not None for row in self.images.rows)
+        places = (source.mask, source.box, source.head_masks)
+        return any(place(int(row)) is not None for row in self.images.rows for place in places)
 
 
 def open_subset(

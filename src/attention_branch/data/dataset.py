@@ -23,7 +23,8 @@ class Sample:
     """One picture with its truth.
 
     `target` is a class number, or one per head; -1 means that the label is missing. `index` counts within the set.
-    `mask` (H, W) uint8 is 1 on the object; `box` is (x0, y0, x1, y1). Both are in the pixels of `image`.
+    `mask` (H, W) uint8 is 1 on the object; `box` is (x0, y0, x1, y1). Both are in the pixels of `image`. Where each
+    head has a place of its own, `masks` holds a mask by head; a head whose object is not in the picture has none.
     """
 
     image: Image.Image
@@ -32,14 +33,24 @@ class Sample:
     id: str
     mask: np.ndarray | None = None
     box: Box | None = None
+    masks: dict[str, np.ndarray] | None = None
 
-    def region(self, preprocessing: Preprocessing) -> np.ndarray | None:
-        """Return the object's true place as a bool mask (H, W) at the network's size, or None when it is not known."""
+    def region(self, preprocessing: Preprocessing, head: str | None = None) -> np.ndarray | None:
+        """Return the object's true place as a bool mask (H, W) at the network's size, or None when it is not known.
+
+        `head` chooses among the places of several heads; a picture with one place for all has it for each.
+        """
+        if self.masks is not None:
+            return self.head_regions(preprocessing).get(head or "")
         if self.mask is not None:
             return transform_mask(self.mask, preprocessing)
         if self.box is not None:
             return transform_mask(self.box, preprocessing, (self.image.height, self.image.width))
         return None
+
+    def head_regions(self, preprocessing: Preprocessing) -> dict[str, np.ndarray]:
+        """Return each head's true place, as `region` does, where heads have places of their own; else nothing."""
+        return {head: transform_mask(mask, preprocessing) for head, mask in (self.masks or {}).items()}
 
 
 class Source(ABC):
@@ -75,6 +86,10 @@ class Source(ABC):
 
     def box(self, row: int) -> Box | None:
         """Return the object's box (x0, y0, x1, y1) in pixels, if there is one."""
+        return None
+
+    def head_masks(self, row: int) -> dict[str, np.ndarray] | None:
+        """Return a mask (H, W) uint8 by head, where heads have places of their own."""
         return None
 
     def pixels(self) -> np.ndarray | None:
@@ -125,6 +140,7 @@ class ImageSet:
             id=self.source.id(row),
             mask=self.source.mask(row),
             box=self.source.box(row),
+            masks=self.source.head_masks(row),
         )
 
     def __iter__(self) -> Iterator[Sample]:

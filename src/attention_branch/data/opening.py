@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from attention_branch.data.celeba import open_celeba
@@ -9,9 +10,11 @@ from attention_branch.data.compcars import open_compcars
 from attention_branch.data.dataset import DataSet
 from attention_branch.data.digits import open_digits
 from attention_branch.data.folders import open_class_folders
+from attention_branch.data.grouped import open_grouped
 from attention_branch.data.imagenet import open_imagenet
 from attention_branch.data.images import IMAGE_SUFFIXES
 from attention_branch.data.metadata import FILE_NAMES, metadata_files, open_metadata
+from attention_branch.data.mosaics import open_mosaics
 from attention_branch.data.published import ARCHIVE_SUFFIXES
 from attention_branch.data.splits import check_fractions
 from attention_branch.data.tables import open_hub, open_parquet, parquet_files
@@ -24,9 +27,9 @@ DATA_NAMES = ("digits", *(f"torchvision:{name}" for name in KNOWN))
 
 _KINDS = (
     "a folder of class folders, a folder with metadata.csv, a parquet file, hf:NAME, torchvision:NAME, compcars:PATH, "
-    "celeba:PATH or digits"
+    "celeba:PATH, mosaics:DATA, grouped:DATA,groups=TABLE or digits"
 )
-_PREFIXES = ("torchvision", "hf", "compcars", "celeba", "digits")
+_PREFIXES = ("torchvision", "hf", "compcars", "celeba", "mosaics", "grouped", "digits")
 
 
 def open_data(
@@ -42,6 +45,8 @@ def open_data(
     """Open a data set by one string: a folder, a parquet file, `hf:NAME`, `torchvision:NAME` or `digits`.
 
     `torchvision:NAME:PATH`, `compcars:PATH` and `celeba:PATH` read the official files of published sets in a folder.
+    `mosaics:DATA,...` and `grouped:DATA,groups=TABLE` make data of several heads of any of these.
+
     `validation` and `test` are the shares of all pictures (of train, where the data has splits) that are cut by us for
     a split the data lacks; `test=1, validation=0` puts all of an unsplit folder into test. Data with train and
     validation but no test keeps `test` as None. `columns` names the label columns of a table. With `verify`, every
@@ -49,6 +54,13 @@ def open_data(
     the cache folder, so that the next opening is quick. Bad input raises `UserError`.
     """
     check_fractions(validation, test)
+    opened = partial(
+        open_data, seed=seed, validation=validation, test=test, columns=columns, verify=verify, progress=progress
+    )
+    if str(spec).startswith("mosaics:"):
+        return open_mosaics(str(spec), seed=seed, validation=validation, opened=opened)
+    if str(spec).startswith("grouped:"):
+        return open_grouped(str(spec), opened=opened)
     try:
         data = _open(str(spec), seed=seed, validation=validation, test=test, columns=columns, progress=progress)
     except PermissionError as problem:

@@ -3,6 +3,7 @@
 from attention_branch.evaluation.evaluate import evaluate
 from attention_branch.evaluation.evaluation import Evaluation, HeadEvaluation, Predictions
 from attention_branch.evaluation.layer_scan import LayerScore, scan_layers
+from attention_branch.evaluation.odds import Odds, attribute_odds
 from attention_branch.evaluation.run import evaluate_run
 from attention_branch.evaluation.second_look import SecondLook, second_look
 from attention_branch.evaluation.shortcut_finding import ShortcutSearch
@@ -12,9 +13,11 @@ __all__ = [
     "Evaluation",
     "HeadEvaluation",
     "LayerScore",
+    "Odds",
     "Predictions",
     "SecondLook",
     "ShortcutSearch",
+    "attribute_odds",
     "evaluate",
     "evaluate_run",
     "find_shortcut",

@@ -37,10 +37,11 @@ def evaluate(
     """Evaluate a network on an image set, or on batches {"images", "targets", optional "index" and "regions"}.
 
     Classes of an image set are matched to the model's by name; targets of batches are the model's own indices, -1 where
-    missing. `regions` are lists of masks (H, W) or None, at the network's input size; where they exist the map's
-    pointing game is played beside a centred Gaussian and a random map (from `seed`) on the same images. Runs on the
-    model's device in eval mode and leaves the model as it was. Raises `UserError` for no images, labels out of range,
-    unknown classes.
+    missing. `regions` are lists of masks (H, W), dicts of them by head, or None, at the network's input size; where
+    they exist the map's pointing game is played beside a centred Gaussian and a random map (from `seed`) on the same
+    images. With regions by head, which may touch, each head's map is held against its own without a tolerance
+    ("attention: HEAD", and all of them as "attention"), and the controls against all. Runs on the model's device in
+    eval mode and leaves the model as it was. Raises `UserError` for no images, labels out of range, unknown classes.
     """
     parameter = next(model.parameters(), None)
     device = torch.device("cpu") if parameter is None else parameter.device
@@ -97,6 +98,7 @@ class _Collected:
         self.index: list[np.ndarray] = []
         self.maps: list[Tensor] = []
         self._games: dict[str, PointingGame] = {}
+        self._regions_by_head = False
         self._tolerance, self._seed = tolerance, seed
         self._generator = torch.Generator().manual_seed(seed)
 
@@ -123,24 +125,36 @@ class _Collected:
     def _point(
         self, attention: Tensor, regions: Sequence[Any], heads: list[str], size: tuple[int, int] | torch.Size
     ) -> None:
-        known = [position for position, region in enumerate(regions) if region is not None]
         noise = random_maps(len(regions), size[0], size[1], self._generator)
-        if not known:
-            return
-        masks = torch.stack([torch.as_tensor(regions[position]) for position in known])
+        by_head = any(isinstance(region, Mapping) for region in regions)
+        self._regions_by_head |= by_head
+        # Where regions touch, a tolerance would count the neighbour's side, and the middle would hit all of them.
+        tolerance = 0.0 if by_head else self._tolerance
         for task in range(attention.shape[1]):
-            name = "attention" if attention.shape[1] == 1 else f"attention: {heads[task]}"
-            self._game(name).update(None, None, attention[known, task].float().cpu(), regions=masks)
-        self._game("center").update(None, None, center_maps(len(known), size[0], size[1]), regions=masks)
-        self._game("random").update(None, None, noise[known], regions=masks)
-
-    def _game(self, name: str) -> PointingGame:
-        return self._games.setdefault(name, PointingGame(self._tolerance, seed=self._seed))
+            own = [region.get(heads[task]) if isinstance(region, Mapping) else region for region in regions]
+            known = [position for position, region in enumerate(own) if region is not None]
+            if not known:
+                continue
+            one = attention.shape[1] == 1
+            maps = {"attention": attention[:, task]} if one or by_head else {}
+            maps |= {} if one else {f"attention: {heads[task]}": attention[:, task]}
+            if by_head or task == 0:
+                maps |= {"center": center_maps(len(regions), size[0], size[1]), "random": noise}
+            masks = torch.stack([torch.as_tensor(own[position]) for position in known])
+            for name, values in maps.items():
+                game = self._games.setdefault(name, PointingGame(tolerance, seed=self._seed))
+                game.update(None, None, values[known].float().cpu(), regions=masks)
 
     def pointing(self) -> dict[str, Any]:
-        results = {name: game.compute() for name, game in self._games.items()}
-        for result in results.values():
+        # The maps first, the controls last.
+        names = sorted(self._games, key=lambda name: name in ("center", "random"))
+        results = {name: self._games[name].compute() for name in names}
+        for name, result in results.items():
             result.protocol["picture"] = "what the network sees, after resizing and cropping"
+            if self._regions_by_head and ":" not in name:
+                result.protocol["heads"] = (
+                    "all heads' regions; several of one image are not independent, so the interval is too narrow"
+                )
         return {name: result for name, result in results.items() if result.n}
 
 
@@ -153,24 +167,32 @@ class _Items(Dataset):
     def __len__(self) -> int:
         return len(self._images)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Any, int, np.ndarray | None]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Any, int, Any]:
         sample = self._images[index]
-        return self._preprocessing.tensor(sample.image), sample.target, index, sample.region(self._preprocessing)
+        by_head = sample.masks is not None
+        region = sample.head_regions(self._preprocessing) if by_head else sample.region(self._preprocessing)
+        return self._preprocessing.tensor(sample.image), sample.target, index, region
 
 
-def _collate(items: list[tuple[Tensor, Any, int, np.ndarray | None]]) -> dict[str, Any]:
+def _collate(items: list[tuple[Tensor, Any, int, Any]]) -> dict[str, Any]:
     images, targets, index, regions = zip(*items, strict=True)
     if isinstance(targets[0], Mapping):
         stacked: Any = {head: torch.tensor([target[head] for target in targets]) for head in targets[0]}
     else:
         stacked = torch.tensor(targets)
-    masks = [None if region is None else torch.from_numpy(np.ascontiguousarray(region)) for region in regions]
+    masks = [_as_tensors(region) for region in regions]
     return {
         "images": torch.stack(images),
         "targets": stacked,
         "index": torch.tensor(index),
         "regions": masks if any(mask is not None for mask in masks) else None,
     }
+
+
+def _as_tensors(region: Any) -> Any:
+    if isinstance(region, Mapping):
+        return {head: _as_tensors(own) for head, own in region.items()}
+    return None if region is None else torch.from_numpy(np.ascontiguousarray(region))
 
 
 def _prepare(

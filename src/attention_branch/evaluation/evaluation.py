@@ -149,8 +149,9 @@ class HeadEvaluation:
 class Evaluation:
     """A model's answers on n images, per head (single task: the head "label"), and where its map points.
 
-    `pointing` holds the pointing game of the map ("attention", or "attention: HEAD") beside the controls "center" and
-    "random"; empty where the data has no masks or boxes. `record` says what was evaluated on what.
+    `pointing` holds the pointing game of the map ("attention", or "attention: HEAD", or both where heads have places of
+    their own) beside the controls "center" and "random"; empty where the data has no masks or boxes. `record` says what
+    was evaluated on what.
     """
 
     n: int

@@ -176,7 +176,7 @@ def explain(
     network = unwrapped(model)
     # A caller's inference mode or no_grad must not reach the graph that some methods need.
     with torch.inference_mode(False), eager(), evaluating(network, warn=True):
-        batch = _as_batch(network, images)
+        batch = as_batch(network, images)
         result = compute(Request(network, batch, target, layer, seed))
     raw = result.raw.float() if result.raw.dtype in (torch.float16, torch.bfloat16) else result.raw
     if not torch.isfinite(raw).all():
@@ -190,7 +190,7 @@ def explain(
         method=method,
         layer=result.layer,
         logits=_for_each(result.logits, len(raw)),
-        images=_denormalized(network, batch).expand(len(raw), -1, -1, -1),
+        images=denormalized(network, batch).expand(len(raw), -1, -1, -1),
         value_range=result.value_range,
         head=result.head,
         class_names=head_class_names(network, result.head),
@@ -205,7 +205,8 @@ def _for_each(scores: Any, count: int) -> Any:
     return scores.expand(count, -1) if isinstance(scores, Tensor) and len(scores) != count else scores
 
 
-def _as_batch(model: nn.Module, images: Tensor | Image.Image | Sequence[Image.Image]) -> Tensor:
+def as_batch(model: nn.Module, images: Tensor | Image.Image | Sequence[Image.Image]) -> Tensor:
+    """Return images as a normalised batch (N, 3, H, W) on the model's device; `UserError` for what is no image."""
     if not isinstance(images, Tensor):
         pictures = list(images) if isinstance(images, Sequence) and not isinstance(images, str) else [images]
         if not all(isinstance(picture, Image.Image) for picture in pictures) or not pictures:
@@ -227,7 +228,8 @@ def _as_batch(model: nn.Module, images: Tensor | Image.Image | Sequence[Image.Im
     return batch.clone() if batch.is_inference() else batch
 
 
-def _denormalized(model: nn.Module, batch: Tensor) -> Tensor:
+def denormalized(model: nn.Module, batch: Tensor) -> Tensor:
+    """Return a batch as pictures in [0, 1], by the model's preprocessing or stretched where it has none."""
     preprocessing = preprocessing_of(model)
     if preprocessing is not None and batch.shape[1] == 3:
         return preprocessing.denormalize(batch.float())

@@ -1,5 +1,6 @@
 """Pictures and pages: a figure per image, a strip per epoch, and reports that open without a network."""
 
+from attention_branch.explanations.attribute_figure import attribute_figure
 from attention_branch.explanations.figure import figure
 from attention_branch.report.evaluation_page import write_evaluation_report
 from attention_branch.report.explained import ExplainedFiles, explain_files
@@ -29,6 +30,7 @@ __all__ = [
     "Gallery",
     "MatrixBlock",
     "TableBlock",
+    "attribute_figure",
     "explain_files",
     "figure",
     "strip",

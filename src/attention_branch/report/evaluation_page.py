@@ -96,7 +96,8 @@ def _summary(evaluation: Evaluation, head: HeadEvaluation, name: str) -> str:
     center = evaluation.pointing.get("center")
     if own is not None and center is not None:
         text += (
-            f"The map's maximum lies on the object in {percent(own.mean)} of the images; the middle of the image does "
+            f"The map's maximum lies on the object in {percent(own.mean)} of the "
+            f"{'maps' if evaluation.multitask else 'images'}; the middle of the image does "
         )
         text += f"in {percent(center.mean)}. "
         if center.interval and own.interval and own.interval[0] <= center.interval[1]:
