@@ -10,7 +10,6 @@ from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
-from rich.table import Table
 from tyro.conf import Positional, arg
 
 from attention_branch.errors import UserError
@@ -270,28 +269,13 @@ def info(
 ) -> int:
     """Print what a network costs with and without its attention branch, and where the gate sits and why."""
     from attention_branch.models.cost import describe
+    from attention_branch.report.cost_table import print_costs
 
     found = describe(name, classes, map_kernel=map_kernel, image_size=image_size)
     if json_output:
         print(json.dumps(found))
         return 0
-    height, width = found["image_size"]
-    table = Table(title=f"{name}, {classes} classes, {height}x{width} pixels", title_justify="left")
-    for heading, side in (("network", "left"), ("parameters", "right"), ("multiply-adds", "right"), ("ratio", "right")):
-        table.add_column(heading, justify=side)  # type: ignore[arg-type]
-    for kind, row in found["networks"].items():
-        label = "plain backbone" if kind == "plain" else f"ABN, {kind} branch"
-        table.add_row(
-            label, f"{row['parameters'] / 1e6:.3f} M", f"{row['multiply_adds'] / 1e6:,.1f} M", f"{row['ratio']:.3f}"
-        )
-    console = Console()
-    console.print(table)
-    console.print(f"map:      {found['map_size'][0]}x{found['map_size'][1]} positions, one map for all classes")
-    console.print(f"features: output of {found['features']}")
-    console.print(f"gate:     {', '.join(found['gates'])} - {found['why']}", soft_wrap=True)
-    console.print(f"proof:    random maps in [1, 2] move the logits by {found['effect']:.3f} (needs more than 0.001)")
-    for kind, note in found["stages"].items():
-        console.print(f"{kind + ':':<9} {note}", soft_wrap=True)
+    print_costs(found, Console())
     return 0
 
 
