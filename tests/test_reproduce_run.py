@@ -19,6 +19,7 @@ from attention_branch.evaluation import evaluate
 from attention_branch.reproduce import record as records
 from attention_branch.reproduce.cells import Cell
 from attention_branch.reproduce.conduct import Ended, conclude
+from attention_branch.reproduce.figures import draw_figure, first_of_classes
 from attention_branch.reproduce.plan import Protocol, make_jobs
 from attention_branch.reproduce.progress import Progress
 from attention_branch.reproduce.results import read_groups
@@ -126,6 +127,25 @@ def test_pictures_of_single_augmentations_are_trained_on_too(prepared, tmp_path)
     assert job.config.augment not in ("none", "flip", "pad-crop-flip")
     job = dataclasses.replace(job, config=dataclasses.replace(job.config, workers=0))
     assert records.is_finished(finish(job, arrays))
+
+
+def test_figure_4_shows_both_networks_answers(prepared, tmp_path):
+    jobs, arrays, data = prepared
+    made = jobs(tmp_path, ["plain", "residual"], Protocol(epochs=1, train_images=20), keep=True)
+    for job in made:
+        finish(job, arrays)
+    drawn = draw_figure("figure4", made, data, tmp_path / "figure4.png")
+    with Image.open(drawn) as picture:
+        panels = np.asarray(picture.convert("RGB")).astype(int)
+    assert first_of_classes(data.test, 8) == [4 * label for label in range(8)]
+    # Pictures and overlays stand in a grid of eight rows and four columns of equal width.
+    dark = (panels.sum(2) < 700).mean(0) > 0.3
+    columns = np.flatnonzero(np.diff(dark.astype(int)) == 1)
+    assert len(columns) in (3, 4)
+    # The first column is the pictures themselves, class by class: brighter and brighter.
+    rows = np.array_split(panels[66:-40, 12:190], 8)
+    brightness = [row[40:150].mean() for row in rows]
+    assert brightness == sorted(brightness)
 
 
 def test_a_worker_goes_on_after_a_run_that_fails(prepared, tmp_path):

@@ -28,7 +28,7 @@ _INK, _QUIET = "#1c2430", "#5d6876"
 _PANEL, _DPI = 1.35, 120
 _MOST_PANELS = 40 * 41
 # ImageNet's class names: a WordNet id, which would take the room of the name, and several names of one meaning.
-_WORDNET = re.compile(r"^n\d{8} ([^,]+).*$")
+WORDNET = re.compile(r"^n\d{8} ([^,]+).*$")
 _ACROSS = 8
 """Maps that stand side by side; further heads of an image go on in lines below."""
 
@@ -83,7 +83,7 @@ def _score(network: Any, head: str, logits: Mapping[str, Tensor], row: int) -> s
         return f"{100 * float(shares[1]):.1f} %"
     best = int(shares.argmax())
     names = head_class_names(network, head)
-    name = _WORDNET.sub(r"\1", names[best]) if names else str(best)
+    name = WORDNET.sub(r"\1", names[best]) if names else str(best)
     return f"{name}, {100 * float(shares[best]):.1f} %"
 
 
@@ -118,7 +118,7 @@ def _drawn(
             panel(row, 0, 0, np.asarray(enlarged(picture)), "image", "", sharp=True)
             for place, (head, score, values) in enumerate(own):
                 mixed = np.asarray(overlay(picture, values, value_range=value_range, stretch=stretch))
-                panel(row, place // across, 1 + place % across, mixed, _WORDNET.sub(r"\1", head), score, sharp=False)
+                panel(row, place // across, 1 + place % across, mixed, WORDNET.sub(r"\1", head), score, sharp=False)
         every = torch.stack([values for own in rows for _, _, values in own])
         note = f"maps {number(float(every.min()))}–{number(float(every.max()))}, "
         if stretch:
