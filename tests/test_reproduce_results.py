@@ -131,6 +131,32 @@ def test_data_sets_are_never_mixed(folder):
     }
 
 
+def heads_record(network, role, arm, seed, accuracies):
+    one = record(arm, seed, 1 - float(np.mean(list(accuracies.values()))), network=network)
+    one["cell"]["role"] = role
+    one["last"]["test_accuracy_by_head"] = accuracies
+    return one
+
+
+def test_several_heads_fill_tables_3_and_4(tmp_path):
+    cars = [{"model": 0.90, "maker": 0.94}, {"model": 0.92, "maker": 0.96}]
+    write(tmp_path / "cars", *[heads_record("vgg16", "compcars", "plain", seed, one) for seed, one in enumerate(cars)])
+    plain = [{"a": 0.9, "b": 0.8, "c": 0.7}, {"a": 0.9, "b": 0.8, "c": 0.7}]
+    branch = [{"a": 0.95, "b": 0.8, "c": 0.8}, {"a": 0.95, "b": 0.7, "c": 0.7}]
+    write(tmp_path / "p", *[heads_record("resnet101", "celeba", "plain", s, one) for s, one in enumerate(plain)])
+    write(tmp_path / "r", *[heads_record("resnet101", "celeba", "residual", s, one) for s, one in enumerate(branch)])
+    groups = read_groups([tmp_path])
+    rows = {(row["table"], row["row"], row["column"]): row["ours"] for row in table_rows(groups)}
+    assert rows["table3", "VGG16", "model"]["mean"] == pytest.approx(91)
+    assert rows["table3", "VGG16", "maker"]["mean"] == pytest.approx(95)
+    assert rows["table4", "ABN", "average accuracy"]["mean"] == pytest.approx(100 * (0.85 + 2.35 / 3) / 2)
+    # Better on two attributes, then on one: a tie is no win.
+    assert rows["table4", "ResNet101", "odds"]["mean"] == pytest.approx(1.5)
+    (study,) = [study for study in studies(groups) if study["role"] == "celeba"]
+    line = next(line for line in study["arms"] if line["arm"] == "residual")
+    assert (line["heads_won"]["mean"], line["heads"]) == (pytest.approx(1.5), 3)
+
+
 def test_rows_have_what_is_promised(folder, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["reproduce", "show", "--json", "--out", str(folder)])

@@ -127,8 +127,10 @@ def difference(first: Group, second: Group, place: str = "last", name: str = "te
         error = float(delta.std(ddof=1)) / math.sqrt(len(delta))
         reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(delta) - 1)) * error
         interval = (float(delta.mean()) - reach, float(delta.mean()) + reach)
-        same = 1.0 if delta.mean() == 0 else 0.0
-        p_value = float(stats.ttest_rel(pairs[0], pairs[1]).pvalue) if error > 0 else same
+        # Seeds that all differ by the same leave Student's t without a scale.
+        alike = float(np.ptp(delta)) < 1e-9
+        certain = 0.0 if abs(delta.mean()) > 1e-9 else 1.0
+        p_value = certain if alike else float(stats.ttest_rel(pairs[0], pairs[1]).pvalue)
     return Difference(float(delta.mean()), interval, p_value, len(delta), int((delta < 0).sum()))
 
 
