@@ -18,7 +18,9 @@ from attention_branch.training.config import read_model_options
 LARGE = ("imagenet", "compcars", "celeba")
 """Roles whose pictures are read from their files, batch by batch."""
 
-DIGITS_RECIPE = "digits-study"
+_OWN = {"digits": "digits-study", "two-level": "constructed", "mosaics": "constructed"}
+OWN_RECIPES = frozenset(_OWN.values())
+"""Recipes for data of our own construction, of which nothing was published."""
 
 # The published settings by network; where the authors' files differ for a family, its own recipe.
 _FAMILY_RECIPES = (
@@ -102,8 +104,8 @@ def native_precision(device: str) -> Literal["32", "bf16"]:
 
 def recipe_of(cell: Cell, protocol: Protocol) -> str:
     """Return the recipe a cell is trained with."""
-    if cell.role == "digits":
-        chosen = DIGITS_RECIPE
+    if cell.role in _OWN:
+        chosen = _OWN[cell.role]
     elif cell.role in LARGE:
         chosen = cell.role
     elif cell.role == "svhn":
@@ -111,14 +113,16 @@ def recipe_of(cell: Cell, protocol: Protocol) -> str:
     else:
         chosen = next(name for start, name in _FAMILY_RECIPES if cell.network.startswith(start))
     if protocol.name == "modern":
-        chosen = f"{chosen if cell.role in LARGE or cell.role == 'digits' else 'cifar'}-modern"
+        chosen = f"{chosen if cell.role in LARGE or cell.role in _OWN else 'cifar'}-modern"
     if chosen not in RECIPES:
         raise UserError(f"There are no {protocol.name} settings for {cell.role}; use --protocol published.")
     return chosen
 
 
-def settings(cell: Cell, origin: Origin, protocol: Protocol, seed: int, options: dict[str, Any]) -> TrainConfig:
-    """Return the settings of one run; `options` are the backbone's in this arm."""
+def settings(
+    cell: Cell, origin: Origin, protocol: Protocol, seed: int, options: dict[str, Any], heads: int = 1
+) -> TrainConfig:
+    """Return the settings of one run; `options` are the backbone's in this arm, `heads` the number of labels."""
     start = recipe(recipe_of(cell, protocol))
     changes: dict[str, Any] = dict(arm_of(cell).settings)
     if protocol.epochs is not None:
@@ -129,6 +133,9 @@ def settings(cell: Cell, origin: Origin, protocol: Protocol, seed: int, options:
         changes["milestones"] = tuple(milestones)
         if start.schedule == "steps" and not milestones:
             changes["schedule"] = "constant"
+    if cell.role in ("two-level", "mosaics"):
+        # The mean of the heads' losses at the recipe's rate is their sum, which is what is trained, at rate / heads.
+        changes |= {"lr": start.lr / heads, "weight_decay": start.weight_decay * heads}
     if origin.kind.image_size is not None:
         changes["image_size"] = origin.kind.image_size
     return dataclasses.replace(
@@ -161,7 +168,7 @@ def make_jobs(
                     cell,
                     origin,
                     protocol,
-                    settings(cell, origin, protocol, seed, options),
+                    settings(cell, origin, protocol, seed, options, len(data.tasks)),
                     size,
                     _described(described, origin),
                     out / place,

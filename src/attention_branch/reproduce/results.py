@@ -13,7 +13,7 @@ from attention_branch.errors import UserError
 from attention_branch.reproduce import record as records
 from attention_branch.reproduce.arms import ARMS
 from attention_branch.reproduce.cells import NOT_BUILT, cells_of
-from attention_branch.reproduce.plan import DIGITS_RECIPE
+from attention_branch.reproduce.plan import OWN_RECIPES
 from attention_branch.reproduce.published import ACCURACY, ODDS, PUBLISHED, Published
 from attention_branch.reproduce.sources import missing
 
@@ -77,7 +77,7 @@ def _label(record: dict[str, Any]) -> str:
     """Return the protocol with what tells it from others: epochs and images where shortened, the precision."""
     settings, protocol = record["settings"], record["protocol"]
     kinds = {"published": "as published, ", "modern": "modern, "}
-    text = kinds[protocol["name"]] if protocol["recipe"] != DIGITS_RECIPE else ""
+    text = kinds[protocol["name"]] if protocol["recipe"] not in OWN_RECIPES else ""
     text += f"recipe {protocol['recipe']}, {settings['epochs']} epochs"
     if protocol["train_images"]:
         text += f", {protocol['train_images']} images"
