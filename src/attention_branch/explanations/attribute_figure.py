@@ -28,7 +28,7 @@ _INK, _QUIET = "#1c2430", "#5d6876"
 _PANEL, _DPI = 1.35, 120
 _MOST_PANELS = 40 * 41
 # ImageNet's class names: a WordNet id, which would take the room of the name, and several names of one meaning.
-WORDNET = re.compile(r"^n\d{8} ([^,]+).*$")
+_WORDNET = re.compile(r"^n\d{8} ([^,]+).*$")
 _ACROSS = 8
 """Maps that stand side by side; further heads of an image go on in lines below."""
 
@@ -39,6 +39,7 @@ def attribute_figure(
     heads: Sequence[str] | None = None,
     *,
     stretch: bool = False,
+    title: str | None = None,
     path: str | Path | None = None,
 ) -> Image.Image:
     """Draw each image and, beside it, its map of every head with the head's perception score beneath; return a picture.
@@ -46,9 +47,9 @@ def attribute_figure(
     `images` are normalised (N, 3, H, W) or pictures that the model's preprocessing makes so; `heads` chooses heads and
     their order, all unless given. The score of a head of two classes (or one logit) is the probability of its class 1;
     of more classes the predicted one's name and probability. Maps are coloured on [0, 1], or each from its own minimum
-    to its maximum with `stretch`, and the note at the foot says which. `path` also writes a PNG, whole or not at all.
-    One forward pass in eval mode. Raises `UserError` for a model without a map for each of several heads and for an
-    unknown head.
+    to its maximum with `stretch`, and the note at the foot says which. `title` stands above. `path` also writes a PNG,
+    whole or not at all. One forward pass in eval mode. Raises `UserError` for a model without a map for each of several
+    heads and for an unknown head.
     """
     network: Any = unwrapped(model)
     names = list(getattr(network, "heads", None) or ())
@@ -73,7 +74,7 @@ def attribute_figure(
         [(head, _score(network, head, output.logits, row), maps[row, names.index(head)]) for head in chosen]
         for row in range(len(pictures))
     ]
-    return _drawn(pictures, rows, stretch, path)
+    return _drawn(pictures, rows, stretch, title, path)
 
 
 def _score(network: Any, head: str, logits: Mapping[str, Tensor], row: int) -> str:
@@ -83,12 +84,16 @@ def _score(network: Any, head: str, logits: Mapping[str, Tensor], row: int) -> s
         return f"{100 * float(shares[1]):.1f} %"
     best = int(shares.argmax())
     names = head_class_names(network, head)
-    name = WORDNET.sub(r"\1", names[best]) if names else str(best)
+    name = first_name(names[best]) if names else str(best)
     return f"{name}, {100 * float(shares[best]):.1f} %"
 
 
 def _drawn(
-    pictures: list[Image.Image], rows: list[list[tuple[str, str, Tensor]]], stretch: bool, path: str | Path | None
+    pictures: list[Image.Image],
+    rows: list[list[tuple[str, str, Tensor]]],
+    stretch: bool,
+    title: str | None,
+    path: str | Path | None,
 ) -> Image.Image:
     across = min(_ACROSS, len(rows[0]))
     lines = math.ceil(len(rows[0]) / across)
@@ -98,13 +103,14 @@ def _drawn(
     step_across, step_down = max(panel_width, 0.9) + 0.1, panel_height + 0.46
     left, bar, foot, between = 0.1, 0.0 if stretch else 0.62, 0.3, 0.14
     width = 2 * left + (1 + across) * step_across + bar
-    height = foot + len(pictures) * (lines * step_down + between)
+    top = 0.32 if title else 0.0
+    height = top + foot + len(pictures) * (lines * step_down + between)
     drawing = Figure(figsize=(width, height), dpi=_DPI, facecolor="white")
     FigureCanvasAgg(drawing)
 
     def panel(row: int, line: int, column: int, pixels: np.ndarray, above: str, beneath: str, *, sharp: bool) -> None:
         x = left + column * step_across
-        y = height - row * (lines * step_down + between) - line * step_down - 0.22 - panel_height
+        y = height - top - row * (lines * step_down + between) - line * step_down - 0.22 - panel_height
         axes = drawing.add_axes((x / width, y / height, panel_width / width, panel_height / height))
         axes.imshow(pixels, interpolation="nearest" if sharp else "bilinear", aspect="auto")
         axes.set_axis_off()
@@ -118,7 +124,9 @@ def _drawn(
             panel(row, 0, 0, np.asarray(enlarged(picture)), "image", "", sharp=True)
             for place, (head, score, values) in enumerate(own):
                 mixed = np.asarray(overlay(picture, values, value_range=value_range, stretch=stretch))
-                panel(row, place // across, 1 + place % across, mixed, WORDNET.sub(r"\1", head), score, sharp=False)
+                panel(row, place // across, 1 + place % across, mixed, first_name(head), score, sharp=False)
+        if title:
+            drawing.text(left / width, 1 - 0.08 / height, title, fontsize=9.5, color=_INK, va="top", weight="bold")
         every = torch.stack([values for own in rows for _, _, values in own])
         note = f"maps {number(float(every.min()))}–{number(float(every.max()))}, "
         if stretch:
@@ -128,7 +136,7 @@ def _drawn(
         note += "; beneath each the head's score"
         drawing.text(left / width, 0.1 / height, note, fontsize=7.5, color=_INK if stretch else _QUIET)
         if not stretch:
-            x, y = left + (1 + across) * step_across + 0.06, height - 0.22 - panel_height
+            x, y = left + (1 + across) * step_across + 0.06, height - top - 0.22 - panel_height
             axes = drawing.add_axes((x / width, y / height, 0.1 / width, panel_height / height))
             drawing.colorbar(ScalarMappable(Normalize(*value_range), COLORMAP), cax=axes)
             axes.tick_params(length=2, width=0.6, labelsize=6.5, colors=_QUIET)
@@ -142,6 +150,11 @@ def _drawn(
     written.seek(0)
     with Image.open(written) as drawn:
         return drawn.convert("RGB")
+
+
+def first_name(name: str) -> str:
+    """Return a class's name; of ImageNet's, which give an id and several names of one meaning, the first name."""
+    return _WORDNET.sub(r"\1", name)
 
 
 def _short(text: str, letters: int) -> str:

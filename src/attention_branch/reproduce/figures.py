@@ -14,7 +14,7 @@ from PIL import Image
 from attention_branch.data import DataSet
 from attention_branch.data.dataset import ImageSet
 from attention_branch.explanations import explain
-from attention_branch.explanations.attribute_figure import WORDNET, attribute_figure
+from attention_branch.explanations.attribute_figure import attribute_figure, first_name
 from attention_branch.explanations.overlay import overlay
 from attention_branch.files import atomic_path
 from attention_branch.models import load_model
@@ -31,14 +31,15 @@ def draw_figure(what: str, jobs: Sequence[Job], data: DataSet, path: Path) -> Pa
     images = data.test
     assert images is not None
     samples = [images[number] for number in first_of_classes(images, PICTURES[what])]
-    if what == "figure7":
-        attribute_figure(networks["residual"], [sample.image for sample in samples], stretch=True, path=path)
-        return path
-    rows = [(sample.image, int(sample.target)) for sample in samples]  # type: ignore[arg-type]
     stands_for = jobs[0].origin.kind.stands_for
     place = f" (in {stands_for}'s place)" if stands_for else ""
     smoke = f"; smoke test of {jobs[0].config.epochs} epochs" if jobs[0].protocol.shortened else ""
     title = f"{jobs[0].cell.network}, {jobs[0].origin.title}{place}{smoke}"
+    if what == "figure7":
+        pictures = [sample.image for sample in samples]
+        attribute_figure(networks["residual"], pictures, stretch=True, title=title, path=path)
+        return path
+    rows = [(sample.image, int(sample.target)) for sample in samples]  # type: ignore[arg-type]
     _side_by_side(networks["plain"], networks["residual"], rows, title, path)
     return path
 
@@ -102,5 +103,5 @@ def _answer(explanation: Any, row: int, names: Sequence[str]) -> str:
 
 
 def _short(name: str) -> str:
-    name = WORDNET.sub("", name)
+    name = first_name(name)
     return name if len(name) <= 22 else name[:21] + "…"
