@@ -28,9 +28,9 @@ def drawn(monkeypatch):
     """Record what is asked to be drawn, and draw it."""
     calls = []
 
-    def record(pictures, rows, stretch, path, draw=module._drawn):
+    def record(pictures, rows, stretch, title, path, draw=module._drawn):
         calls.append((pictures, rows, stretch))
-        return draw(pictures, rows, stretch, path)
+        return draw(pictures, rows, stretch, title, path)
 
     monkeypatch.setattr(module, "_drawn", record)
     return calls
