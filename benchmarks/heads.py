@@ -82,19 +82,27 @@ def in_own_process(form: str, task: str, options: argparse.Namespace) -> float:
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def seconds(models: dict[str, torch.nn.Module], task: str, options: argparse.Namespace) -> dict[str, list[float]]:
-    """Return the seconds of one step of each form in each round, after a round that does not count."""
+Times = dict[str, list[float]]
+
+
+def seconds(models: dict[str, torch.nn.Module], task: str, options: argparse.Namespace) -> tuple[Times, Times]:
+    """Return the seconds of one step of each form in each round, on the clock and of the processor.
+
+    A round before them does not count.
+    """
     images = torch.randn(options.batch, 3, options.size, options.size, device=options.device)
-    taken: dict[str, list[float]] = {form: [] for form in models}
+    taken: Times = {form: [] for form in models}
+    worked: Times = {form: [] for form in models}
     for number in range(options.rounds + 1):
         forms = list(models)
         # Another one begins each round, so that none always follows the same other.
         for form in forms[number % len(forms) :] + forms[: number % len(forms)]:
-            began = time.perf_counter()
+            began, work = time.perf_counter(), time.process_time()
             step(models[form], images, task)
             if number:
                 taken[form].append(time.perf_counter() - began)
-    return taken
+                worked[form].append(time.process_time() - work)
+    return taken, worked
 
 
 def ratios(mine: list[float], others: list[float]) -> list[float]:
@@ -131,7 +139,8 @@ def main() -> None:
         "device": torch.cuda.get_device_name() if options.device == "cuda" else _processor(),
         "versions": {name: version(name) for name in ("torch", "timm")} | {"python": platform.python_version()},
         "protocol": "interleaved turns, another form first in each round; ratio: median over the rounds of the time "
-        "over that of the plain backbone in the same round, range: the smallest and largest; predict: inference mode, "
+        "over that of the plain backbone in the same round, range: the smallest and largest; processor_ratio: the same "
+        "of the processor's time, which other work on the machine moves less; predict: inference mode, "
         "logits and maps; train: forward, loss of both branches, backward; peak memory: a process of its own for each "
         "case (CPU: all of the process; GPU: torch's tensors)",
         "multiply_adds_ratio": {
@@ -140,7 +149,7 @@ def main() -> None:
         "cases": [],
     }
     for task in TASKS:
-        times = seconds(models, task, options)
+        times, worked = seconds(models, task, options)
         for form, own in times.items():
             to_plain = ratios(own, times["plain"])
             case = {
@@ -149,13 +158,16 @@ def main() -> None:
                 "ratio": statistics.median(to_plain),
                 "range": [min(to_plain), max(to_plain)],
                 "ratio_to_loop": statistics.median(ratios(own, times["loop"])),
+                "processor_ratio": statistics.median(ratios(worked[form], worked["plain"])),
+                "processor_ratio_to_loop": statistics.median(ratios(worked[form], worked["loop"])),
                 "median_seconds": statistics.median(own),
                 "peak_gib": in_own_process(form, task, options),
                 "seconds": own,
+                "processor_seconds": worked[form],
             }
             record["cases"].append(case)
             write_json(path, record)
-            print(json.dumps({key: value for key, value in case.items() if key != "seconds"}), flush=True)
+            print(json.dumps({key: value for key, value in case.items() if not key.endswith("seconds")}), flush=True)
     print(f"Written to {path}")
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from attention_branch.compare.subset import Subset
 from attention_branch.data import Sample, check_data, open_data
 from attention_branch.data.derived import find_class, read_spec
 from attention_branch.data.mosaics import draw
@@ -219,6 +220,17 @@ def test_other_metrics_take_the_regions_of_a_head(data):
     result = metric.compute()
     assert result.mean == 1
     assert result.n == int(data.test.targets[head].sum())
+
+
+def test_a_comparison_takes_the_regions_of_its_head(data):
+    head = next(iter(data.tasks))
+    preprocessing = Preprocessing(size=(32, 32), resize="squash")
+    subset = Subset(data.test, data.test.targets[head], np.arange(40), head, ["absent", "present"], preprocessing)
+    assert subset.has_regions
+    regions = subset.batch(range(12), torch.device("cpu")).regions
+    for sample, own in zip(data.test, regions, strict=False):
+        assert (own is None) == (head not in sample.masks)
+        assert own is None or np.array_equal(own.numpy(), sample.masks[head].astype(bool))
 
 
 def test_check_reads_them(folder):

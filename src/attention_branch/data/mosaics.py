@@ -169,7 +169,7 @@ def _whole(name: str, options: dict[str, str], default: int, spec: str, least: i
 
 def _chosen(wanted: str | None, names: Sequence[str], seed: int, spec: str) -> list[int]:
     """Return the numbers of the classes that get a head, in the data's order."""
-    count = min(_CLASSES, len(names)) if wanted is None else int(wanted) if wanted.isdigit() else 0
+    count = min(_CLASSES, len(names)) if wanted is None else int(wanted) if wanted.isascii() and wanted.isdigit() else 0
     if count:
         if not 2 <= count <= len(names):
             raise UserError(
