@@ -53,14 +53,17 @@ def _print_study(study: dict[str, Any], console: Console) -> None:
     stands = f" (in {study['stands_for']}'s place)" if study["stands_for"] else ""
     title = f"{kind}{study['network']} on {study['data']}{stands}; {study['protocol']}; top-1 error (%)"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for heading in ("arm", "multiply-adds", "last epoch", "less plain", "less none", "less same multiply-adds"):
-        table.add_column(heading, justify="left" if heading == "arm" else "right", overflow="fold")
+    for heading in ("arm", "cost", "last epoch", "n", "less plain", "less none", "less same cost"):
+        table.add_column(heading, justify="left" if heading == "arm" else "right", no_wrap=heading in ("arm", "cost"))
     for line in study["arms"]:
         compared = [_less(line["less"].get(name)) for name in ("plain", "none", "wider-multiply-adds")]
-        table.add_row(line["arm"], f"{line['multiply_adds'] / 1e6:,.1f} M", spread(line["last"]), *compared)
+        last = spread(line["last"], short=True)
+        table.add_row(line["arm"], f"{line['multiply_adds'] / 1e6:,.1f} M", last, str(line["last"]["n"]), *compared)
     console.print(table)
     console.print(
-        "  ! the 95 % interval of the paired difference over seeds excludes zero (Student's t).", highlight=False
+        "  cost: multiply-adds. The last three: paired by seed, less the plain backbone, deep supervision alone, a "
+        "wider plain network of the same multiply-adds; ! where the 95 % interval (Student's t) excludes zero.",
+        highlight=False,
     )
 
 
