@@ -53,16 +53,17 @@ def _print_study(study: dict[str, Any], console: Console) -> None:
     stands = f" (in {study['stands_for']}'s place)" if study["stands_for"] else ""
     title = f"{kind}{study['network']} on {study['data']}{stands}; {study['protocol']}; top-1 error (%)"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for heading in ("arm", "cost", "last epoch", "n", "less plain", "less none", "less same cost"):
-        table.add_column(heading, justify="left" if heading == "arm" else "right", no_wrap=heading in ("arm", "cost"))
+    for heading in ("arm", "cost", "error", "n", "- plain", "- none", "- wider"):
+        table.add_column(heading, justify="left" if heading == "arm" else "right", no_wrap=True)
     for line in study["arms"]:
         compared = [_less(line["less"].get(name)) for name in ("plain", "none", "wider-multiply-adds")]
         last = spread(line["last"], short=True)
         table.add_row(line["arm"], f"{line['multiply_adds'] / 1e6:,.1f} M", last, str(line["last"]["n"]), *compared)
     console.print(table)
     console.print(
-        "  cost: multiply-adds. The last three: paired by seed, less the plain backbone, deep supervision alone, a "
-        "wider plain network of the same multiply-adds; ! where the 95 % interval (Student's t) excludes zero.",
+        "  error: last epoch. cost: multiply-adds. The last three: the difference, paired by seed, from the plain "
+        "backbone, deep supervision alone, a wider plain network of the same cost; ! where the 95 % interval "
+        "(Student's t) excludes zero.",
         highlight=False,
     )
 
