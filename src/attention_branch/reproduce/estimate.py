@@ -10,7 +10,7 @@ from attention_branch.data import DataSet
 from attention_branch.data.resident import ResidentImages
 from attention_branch.models.cost import cost
 from attention_branch.reproduce.plan import Job
-from attention_branch.reproduce.small_run import Arrays, thread_count
+from attention_branch.reproduce.small_run import Arrays
 from attention_branch.training.fast import FastTrainer
 from attention_branch.training.run import make_model
 
@@ -51,7 +51,7 @@ def estimate_large(jobs: list[Job]) -> float:
             tasks = {head: ("0", "1", *map(str, range(2, size))) for head, size in job.size.get("heads", {}).items()}
             tasks = tasks or {"label": tuple(map(str, range(job.size["num_classes"])))}
             data = DataSet(spec="", seed=0, tasks=tasks, multitask="heads" in job.size)
-            measured[job.cell.name] = _seconds_per_image(job, data, threads=thread_count(), batch=2)
+            measured[job.cell.name] = _seconds_per_image(job, data, threads=torch.get_num_threads(), batch=2)
         images = job.data["images"]
         seen = images["train"] + images.get("validation", 0) / 3
         total += measured[job.cell.name] * (seen * job.config.epochs + images.get("test", 0) / 3)
