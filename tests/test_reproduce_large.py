@@ -5,6 +5,7 @@ from queue import Queue
 
 import numpy as np
 import pytest
+import timm
 
 from attention_branch.data import open_data
 from attention_branch.evaluation import evaluate_run
