@@ -25,9 +25,9 @@ from official_code import official_network
 
 CLASSES = {"label": tuple(f"class {number}" for number in range(100))}
 RECIPES = {"resnet20": "cifar", "resnet164b": "cifar-resnet110", "wrn_28_10": "cifar-wrn"}
-BATCH = {"resnet20": 128, "resnet164b": 16, "wrn_28_10": 4}
+BATCH = {"resnet20": 32, "resnet164b": 8, "wrn_28_10": 4}
 """Images in a step on a CPU; on a GPU it is 128."""
-STEPS = {"cpu": {"resnet20": 3}, "cuda": {"resnet20": 96, "resnet164b": 48, "wrn_28_10": 32}}
+STEPS = {"cpu": {"resnet20": 6, "resnet164b": 3}, "cuda": {"resnet20": 96, "resnet164b": 48, "wrn_28_10": 32}}
 PICTURES = {"cpu": 4_096, "cuda": 50_000}
 
 
