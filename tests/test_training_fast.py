@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import attention_branch as ab
 from attention_branch.data import make_loader, open_data
@@ -10,7 +11,7 @@ from attention_branch.data.loader import BatchPlan
 from attention_branch.data.resident import ResidentImages, resident
 from attention_branch.errors import UserError
 from attention_branch.models.preprocessing import Preprocessing
-from attention_branch.training import TrainConfig, recipe, train
+from attention_branch.training import TrainConfig, capture, recipe, streams, train
 from attention_branch.training.fast import FastTrainer
 from attention_branch.training.run import make_model
 
@@ -91,8 +92,10 @@ def test_goes_on_after_a_stop_as_if_there_was_none(data):
     whole = run(config, data)
     first = trainer(config, data)
     first.advance()
+    state = first.state()
+    first.advance()  # a state is a copy, which the steps after it do not change
     second = trainer(config, data)
-    second.restore(first.state())
+    second.restore(state)
     while not second.finished:
         second.advance(1)
     for name, value in second.evaluated.state_dict().items():
@@ -158,3 +161,113 @@ def test_what_it_does_not_do_is_said(data):
     images = ResidentImages(np.zeros((4, 32, 32, 3), dtype=np.uint8), np.array([0, 1, -1, 1]))
     with pytest.raises(UserError, match="needs every label"):
         FastTrainer(settings(), ab.create_backbone("resnet14", num_classes=2), images)
+    with pytest.raises(UserError, match="runs on cpu, so that its steps cannot be a CUDA graph"):
+        trainer(settings(), data, graph=True)
+    with pytest.raises(UserError, match="mixes batches, so that its steps cannot be a CUDA graph"):
+        trainer(settings(mixup=0.2), data, graph=True)
+    with pytest.raises(UserError, match="The run is on meta and its pictures on cpu"):
+        trainer(settings(), data, device="meta")
+
+
+class Waiting(TorchDispatchMode):
+    """Counts the operations for which a GPU's host waits: values read, and tensors made from numbers of the host."""
+
+    NAMES = ("aten._local_scalar_dense", "aten.nonzero", "aten.lift_fresh", "aten.is_nonzero", "aten.item")
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if str(func).startswith(self.NAMES):
+            self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_no_step_waits_for_the_device(data, optimizer):
+    made = trainer(settings(optimizer=optimizer, augment="pad-crop-flip", ema=0.9, label_smoothing=0.1), data)
+    made.train_images.on_device = torch.from_numpy(made.train_images.pixels)  # what a GPU does, done by the CPU
+    made.advance(1)
+    with Waiting() as waiting:
+        made.advance(2)
+    assert waiting.found == []
+    for call in (lambda: made.epoch_figures().sum().item(), lambda: SIZE.normalize(torch.zeros(1, 3, 4, 4))):
+        with Waiting() as waiting:  # two that do wait are counted
+            call()
+        assert waiting.found
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_capture_leaves_everything_as_it_was(data, optimizer, monkeypatch):
+    """The graph's part is played by the step itself: not run while it is recorded, run when it is replayed."""
+    config = settings(optimizer=optimizer, lr=0.01, epochs=2)
+    wanted, made = run(config, data), trainer(config, data)
+    real, still, recording = made._learn, [], []
+
+    class Recording:
+        def __init__(self, graph, **options):
+            self.graph = graph
+
+        def __enter__(self):
+            recording.append(True)
+
+        def __exit__(self, *raised):
+            recording.clear()
+
+    class Graph:
+        def replay(self):
+            real(still[0])
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", Recording)
+    runs = []
+
+    def learn(mixed):
+        if recording:
+            still.append(mixed)
+        else:
+            runs.append(mixed)
+            real(mixed)
+
+    made._learn = learn
+    step = None
+
+    def first_or_replayed(mixed):
+        nonlocal step
+        step = step or capture.captured_step(learn, mixed, made.model, made.optimizer, made._sums, None)
+        step(mixed)
+
+    made._captured, made.graph = first_or_replayed, True
+    while not made.finished:
+        made.advance(3)
+    assert (len(runs), len(still)) == (capture.WARM_UP_STEPS, 1)
+    for name, value in made.model.state_dict().items():
+        assert torch.equal(value, wanted.model.state_dict()[name]), name
+    assert torch.equal(made.epoch_figures(), wanted.epoch_figures())
+
+
+def test_the_host_runs_ahead_of_the_device_by_a_few_steps_only(monkeypatch):
+    done = []
+
+    class Event:
+        def __init__(self, blocking):
+            self.step = None
+
+        def record(self, stream):
+            self.step = stream.queued
+
+        def synchronize(self):
+            done.append(self.step)
+
+    class Stream:
+        def __init__(self, device):
+            self.queued = 0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    lane = streams.RunStream(torch.device("cuda"))
+    for step in range(40):
+        lane.stream.queued = step
+        lane.pace()
+        assert done == list(range(step + 1 - streams.STEPS_AHEAD))

@@ -39,7 +39,10 @@ def stacked_targets(images: ImageSet) -> np.ndarray:
 
 
 class ResidentImages:
-    """Pictures uint8 (N, H, W, 3) and class numbers (N,) or (N, T) of one split, kept on a device."""
+    """Pictures uint8 (N, H, W, 3) and class numbers (N,) or (N, T) of one split, kept on a device.
+
+    For training it holds the order of one epoch, so that every run needs one of its own.
+    """
 
     def __init__(self, pixels: np.ndarray, targets: np.ndarray, device: str | torch.device = "cpu") -> None:
         self.device = torch.device(device)
@@ -48,7 +51,8 @@ class ResidentImages:
         self.pixels = pixels
         self.on_device = None
         if self.device.type != "cpu":
-            self.on_device = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device)
+            # A copy: torch warns of arrays that cannot be written, such as files mapped into memory.
+            self.on_device = torch.from_numpy(np.array(pixels)).to(self.device)
         self.targets = torch.from_numpy(np.array(targets, dtype=np.int64)).to(self.device)
         self._order: np.ndarray = np.empty(0, dtype=np.int64)
         self._draws: np.ndarray = np.empty((0, _DRAWS))

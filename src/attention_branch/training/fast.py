@@ -8,13 +8,11 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor
 
 from attention_branch.data.dataset import ImageSet
@@ -22,14 +20,14 @@ from attention_branch.data.loader import BatchPlan, ImageLoader, make_loader
 from attention_branch.data.resident import ResidentImages
 from attention_branch.errors import UserError
 from attention_branch.models import ABNOutput, AttentionBranchNetwork, PlainNetwork, abn_loss
+from attention_branch.training.averaging import RunningAverage
+from attention_branch.training.capture import captured_step
 from attention_branch.training.config import TrainConfig
 from attention_branch.training.mixing import Mixed, Targets, mix, mixed_loss
 from attention_branch.training.optimization import make_optimizer, rate_factor
+from attention_branch.training.streams import RunStream
 
 Trainable = AttentionBranchNetwork | PlainNetwork
-
-WARM_UP_STEPS = 3
-"""Steps run before a graph is captured, so that libraries have chosen their kernels; they are undone."""
 
 EVALUATION_BATCH = 500
 
@@ -53,6 +51,9 @@ class FastTrainer:
 
     `advance(n)` takes up to n steps of the current epoch and returns whether the epoch ended; after it, `epoch` counts
     one more. `evaluate` answers for a split. `state()` and `restore()` continue a run at the end of an epoch.
+
+    On a GPU the work is only queued, on a stream of the run's own: read weights through `evaluated`, not from the
+    network that was given. A `ResidentImages` for training belongs to one trainer, since it holds its epoch's order.
     """
 
     def __init__(
@@ -64,14 +65,51 @@ class FastTrainer:
         *,
         graph: bool | None = None,
     ) -> None:
-        """Take a network and its training images; `graph` captures steps (None: on CUDA devices)."""
-        if config.accumulate != 1:
-            raise UserError("The fast path takes a batch at once; leave accumulate out.")
-        if isinstance(train, ResidentImages) and bool((train.targets < 0).any()):
-            raise UserError("The fast path needs every label; fill in or remove images whose label is missing.")
+        """Take a network and its training images; `graph` captures steps (None: on CUDA devices, where it can)."""
         self.config, self.device = config, torch.device(device)
+        self.graph = self._whether_captured(graph, model)
+        self._check(train)
+        self._lane = RunStream(self.device)
+        self._lane.follow()
+        # Weights that belong to another stream could be given back, and written over, while this one reads them.
+        with self._lane.entered():
+            self._prepare(model, train)
+
+    def _whether_captured(self, wanted: bool | None, model: Trainable) -> bool:
+        mixes = self.config.mixup > 0 or self.config.cutmix > 0
+        # A mixed batch has a share and partners of its own. With more heads than go through at once activations are
+        # computed again, from the random numbers' state, which cannot be read inside of a capture.
+        obstacle = "mixes batches" if mixes else ""
+        if isinstance(model, AttentionBranchNetwork) and len(model.sizes) > model.task_chunk:
+            obstacle = obstacle or f"computes the activations of {len(model.sizes)} heads again"
+        if self.device.type != "cuda":
+            obstacle = obstacle or f"runs on {self.device}"
+        if wanted and obstacle:
+            raise UserError(f"This run {obstacle}, so that its steps cannot be a CUDA graph; leave graph out.")
+        return not obstacle if wanted is None else wanted
+
+    def _check(self, train: ResidentImages | ImageSet) -> None:
+        if self.config.accumulate != 1:
+            raise UserError("The fast path takes a batch at once; leave accumulate out.")
+        if not isinstance(train, ResidentImages):
+            return
+        if train.device.type != self.device.type:
+            raise UserError(
+                f"The run is on {self.device} and its pictures on {train.device}; make them with "
+                f"resident(images, preprocessing, '{self.device}')."
+            )
+        if bool((train.targets < 0).any()):
+            raise UserError("The fast path needs every label; fill in or remove images whose label is missing.")
+
+    def _prepare(self, model: Trainable, train: ResidentImages | ImageSet) -> None:
+        config = self.config
         self.model = model.to(self.device).to(memory_format=torch.channels_last).train()
         self.preprocessing = model.preprocessing
+        # Made once: made anew for each batch, as `normalize` does, they would let the host wait for the device.
+        self._mean, self._std = (
+            torch.tensor(values, device=self.device).view(3, 1, 1)
+            for values in (self.preprocessing.mean, self.preprocessing.std)
+        )
         self.heads = list(model.heads) if model.heads else None
         self.train_images = train
         self.batch_size = min(config.batch_size, len(train))
@@ -79,13 +117,9 @@ class FastTrainer:
         self.steps_per_epoch = len(self.plan)
         self.epoch = self.step = 0
         self.seconds = 0.0
-        mixes = config.mixup > 0 or config.cutmix > 0
-        # A mixed batch has a share and partners of its own, so its steps are not replayed from a graph.
-        self.graph = (self.device.type == "cuda" and not mixes) if graph is None else graph
-        self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self._factor = rate_factor(config, self.steps_per_epoch)
         self.optimizer = self._make_optimizer()
-        self.average = ModelEmaV3(self.model, decay=config.ema, use_warmup=True) if config.ema else None
+        self.average = RunningAverage(self.model, config.ema) if config.ema else None
         if config.compile:
             self.model.compile()
         # Sums over an epoch: attention loss, perception loss, right answers of both branches, and of the steps whose
@@ -99,7 +133,8 @@ class FastTrainer:
 
     @property
     def evaluated(self) -> Trainable:
-        """The network that is evaluated: the weights' average when there is one."""
+        """The network that is evaluated: the weights' average when there is one. The caller's stream waits for it."""
+        self._lane.hand_over()
         return self.average.module if self.average is not None else self.model
 
     @property
@@ -115,12 +150,13 @@ class FastTrainer:
     def advance(self, steps: int | None = None) -> bool:
         """Take up to `steps` steps (None: the rest of the epoch); return whether the epoch ended."""
         began = time.perf_counter()
-        with self._on_stream():
+        with self._lane.entered():
             if self._batches is None:
                 self._begin_epoch()
             last = self.steps_per_epoch if steps is None else min(self.steps_per_epoch, self.steps_inside + steps)
             while self.steps_inside < last:
                 self._one_step()
+                self._lane.pace()
             ended = self.steps_inside == self.steps_per_epoch
             if ended:
                 self._batches = None
@@ -132,7 +168,10 @@ class FastTrainer:
 
     def epoch_figures(self) -> Tensor:
         """Return the sums of the epoch so far (see `read_figures`), without waiting for the device."""
-        return self._sums.clone()
+        with self._lane.entered():
+            sums = self._sums.clone()
+        self._lane.hand_over(sums)
+        return sums
 
     def read_figures(self, sums: Tensor) -> dict[str, float]:
         """Return an epoch's mean losses and errors as numbers; waits for the device.
@@ -161,38 +200,42 @@ class FastTrainer:
 
         `order` is the order in which they are shown, which changes only what a network with shuffled maps answers.
         """
-        network = self.evaluated
+        order = self._lane.sent(torch.arange(len(images)) if order is None else order)
+        with self._lane.entered():
+            answers = self._answers(self.evaluated, images, order)
+        self._lane.hand_over(answers.perception, answers.attention, answers.loss)
+        return answers
+
+    def _answers(self, network: Trainable, images: ResidentImages, order: Tensor) -> Evaluated:
         training = network.training
         network.eval()
-        order = torch.arange(len(images)) if order is None else order
-        order = order.to(self.device)
         plan = BatchPlan(len(images), EVALUATION_BATCH, train=False)
-        with self._on_stream():
-            right, branch, loss = [], [], torch.zeros((), dtype=torch.float64, device=self.device)
-            for begin in range(0, len(images), plan.batch_size):
-                index = order[begin : begin + plan.batch_size]
-                pictures, targets = images.taken(index), self._by_head(images.targets[index])
-                with self._autocast():
-                    output = network(self._normalized(pictures))
-                scores = output.logits if isinstance(output, ABNOutput) else output
-                right.append(_right(scores, targets))
-                loss += abn_loss(scores, targets).perception.double() * len(index)
-                if isinstance(output, ABNOutput):
-                    branch.append(_right(output.attention_logits, targets))
-            back = torch.argsort(order)
-            network.train(training)
-            return Evaluated(
-                torch.cat(right)[back], torch.cat(branch)[back] if branch else None, loss / max(1, len(images))
-            )
+        right, branch, loss = [], [], torch.zeros((), dtype=torch.float64, device=self.device)
+        for begin in range(0, len(images), plan.batch_size):
+            index = order[begin : begin + plan.batch_size]
+            pictures, targets = images.taken(index), self._by_head(images.targets[index])
+            with self._autocast():
+                output = network(self._normalized(pictures))
+            scores = output.logits if isinstance(output, ABNOutput) else output
+            right.append(_right(scores, targets))
+            loss += abn_loss(scores, targets).perception.double() * len(index)
+            if isinstance(output, ABNOutput):
+                branch.append(_right(output.attention_logits, targets))
+        back = torch.argsort(order)
+        network.train(training)
+        return Evaluated(
+            torch.cat(right)[back], torch.cat(branch)[back] if branch else None, loss / max(1, len(images))
+        )
 
     def state(self) -> dict[str, Any]:
-        """Return all that continuing at the end of an epoch needs, as tensors and plain values on the CPU."""
+        """Return a copy of all that continuing at the end of an epoch needs, on the CPU; waits for the device."""
         if self._batches is not None:
             raise RuntimeError("A run is saved at the end of an epoch.")
+        self._lane.wait()
         return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "average": self.average.module.state_dict() if self.average else None,
+            "model": _on_cpu(self.model.state_dict()),
+            "optimizer": _on_cpu(self.optimizer.state_dict()),
+            "average": _on_cpu(self.average.module.state_dict()) if self.average else None,
             "epoch": self.epoch,
             "step": self.step,
             "seconds": self.seconds,
@@ -203,13 +246,15 @@ class FastTrainer:
         settings = [
             {key: value for key, value in group.items() if key != "params"} for group in self.optimizer.param_groups
         ]
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        with self._lane.entered():
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.average is not None:
+                self.average.module.load_state_dict(state["average"])
+        self._captured = None  # its optimiser's state lies where it lay before
         # The settings are those of this device, whatever the state was saved on.
         for group, own in zip(self.optimizer.param_groups, settings, strict=True):
             group.update(own)
-        if self.average is not None:
-            self.average.module.load_state_dict(state["average"])
         self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
 
     # --- one step ---
@@ -223,7 +268,7 @@ class FastTrainer:
         for group in optimizer.param_groups:
             group.update(fused=True, foreach=False, lr=rate)
             if "capturable" in group:
-                group["capturable"] = True
+                group["capturable"] = self.graph
         return optimizer
 
     def _begin_epoch(self) -> None:
@@ -256,8 +301,7 @@ class FastTrainer:
     def _one_step(self) -> None:
         assert self._batches is not None
         pictures, targets = next(self._batches)
-        if not self.graph:  # a captured step has its own state of the generator, which dropout reads
-            self._seed(self.steps_inside)
+        self._seed(self.steps_inside)  # a graph's dropout reads the seed when it is replayed
         images = self._normalized(pictures)
         mixed = mix(images, self._by_head(targets), self.config.mixup, self.config.cutmix)
         rate = self.config.lr * self._factor(self.step)
@@ -270,12 +314,15 @@ class FastTrainer:
             self._learn(mixed)
         else:
             if self._captured is None:
-                self._captured = self._capture(mixed)
+                assert self._lane.stream is not None
+                self._captured = captured_step(
+                    self._learn, mixed, self.model, self.optimizer, self._sums, self._lane.stream
+                )
             self._captured(mixed)
         self.step += 1
         self.steps_inside += 1
         if self.average is not None:
-            self.average.update(self.model, step=self.step)
+            self.average.follow(self.step)
 
     def _learn(self, mixed: Mixed) -> None:
         """Forward, backward and the optimiser's step for one batch, with its sums."""
@@ -302,38 +349,9 @@ class FastTrainer:
             ]
             self._sums += torch.stack([value.to(self._sums.dtype) for value in row])
 
-    def _capture(self, example: Mixed) -> Callable[[Mixed], None]:
-        """Capture a step as a CUDA graph; return the function that copies a batch in and replays it."""
-        still = Mixed(example.images.clone(), _cloned(example.targets), None, 1.0)
-        kept = {name: value.clone() for name, value in self.model.state_dict().items()}
-        started = any(self.optimizer.state.values())
-        kept_state = _copied_state(self.optimizer) if started else None
-        for _ in range(WARM_UP_STEPS):
-            self._learn(still)
-        graph = torch.cuda.CUDAGraph()
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.cuda.current_stream().synchronize()
-        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
-            self._learn(still)
-        # What the warm-up changed is put back in place: the graph knows the tensors by their addresses.
-        with torch.no_grad():
-            for name, value in self.model.state_dict().items():
-                value.copy_(kept[name])
-            _restore_state(self.optimizer, kept_state)
-            self._sums.zero_()
-
-        def replay(mixed: Mixed) -> None:
-            still.images.copy_(mixed.images)
-            _copy_targets(still.targets, mixed.targets)
-            graph.replay()
-
-        return replay
-
-    def _on_stream(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
-
     def _normalized(self, pictures: Tensor) -> Tensor:
-        return self.preprocessing.normalize(pictures).contiguous(memory_format=torch.channels_last)
+        """Return bytes normalised as `Preprocessing.normalize` does."""
+        return ((pictures.float() / 255 - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
 
     def _by_head(self, targets: Tensor) -> Targets:
         if self.heads is None:
@@ -358,32 +376,10 @@ def _right(scores: Any, targets: Targets) -> Tensor:
     return answer == targets
 
 
-def _cloned(targets: Targets) -> Targets:
-    if isinstance(targets, dict):
-        return {head: value.clone() for head, value in targets.items()}
-    return targets.clone()
-
-
-def _copy_targets(still: Targets, targets: Targets) -> None:
-    if isinstance(still, dict):
-        assert isinstance(targets, dict)
-        for head, value in targets.items():
-            still[head].copy_(value)
-    else:
-        assert isinstance(targets, Tensor)
-        still.copy_(targets)
-
-
-def _copied_state(optimizer: torch.optim.Optimizer) -> list[dict[str, Tensor]]:
-    return [
-        {name: value.clone() for name, value in state.items() if isinstance(value, Tensor)}
-        for state in optimizer.state.values()
-    ]
-
-
-def _restore_state(optimizer: torch.optim.Optimizer, kept: list[dict[str, Tensor]] | None) -> None:
-    """Put the optimiser's tensors back in place; with nothing kept, to zero, where momenta and counts begin."""
-    for number, state in enumerate(optimizer.state.values()):
-        for name, value in state.items():
-            if isinstance(value, Tensor):
-                value.copy_(kept[number][name]) if kept is not None else value.zero_()
+def _on_cpu(value: Any) -> Any:
+    """Return a copy of nested dicts and lists with their tensors on the CPU."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _on_cpu(item) for key, item in value.items()}
+    return [_on_cpu(item) for item in value] if isinstance(value, list) else value
