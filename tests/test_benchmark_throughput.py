@@ -9,8 +9,8 @@ import torch
 
 BENCHMARKS = str(Path(__file__).parents[1] / "benchmarks")
 sys.path.insert(0, BENCHMARKS)
-import throughput
-import throughput_kinds
+import throughput  # noqa: E402
+import throughput_kinds  # noqa: E402
 
 sys.path.remove(BENCHMARKS)
 
