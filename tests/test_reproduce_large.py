@@ -8,9 +8,11 @@ import pytest
 import timm
 
 from attention_branch.data import open_data
+from attention_branch.errors import UserError
 from attention_branch.evaluation import evaluate_run
 from attention_branch.reproduce import record as records
 from attention_branch.reproduce.cells import Cell
+from attention_branch.reproduce.conduct import reproduce
 from attention_branch.reproduce.estimate import estimate_large
 from attention_branch.reproduce.large_run import run_large
 from attention_branch.reproduce.plan import Protocol, make_jobs
@@ -105,3 +107,8 @@ def test_what_they_take_is_told_from_steps(jobs):
     seconds = estimate_large(jobs)
     assert np.isfinite(seconds)
     assert seconds > 0
+
+
+def test_a_part_of_large_data_is_refused(jobs, tmp_path):
+    with pytest.raises(UserError, match="--train-images is for pictures that are kept in memory"):
+        reproduce("table4", data=[f"celeba={tmp_path}/faces"], out=tmp_path / "out", protocol=Protocol(train_images=5))

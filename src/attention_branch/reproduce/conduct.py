@@ -22,11 +22,11 @@ from attention_branch.reproduce.cells import FIGURES, Cell, cells_for, choose
 from attention_branch.reproduce.estimate import estimate, estimate_large
 from attention_branch.reproduce.figures import draw_figure
 from attention_branch.reproduce.large_run import run_large, stop_gently
-from attention_branch.reproduce.plan import Job, Protocol, make_jobs
+from attention_branch.reproduce.plan import LARGE, Job, Protocol, make_jobs
 from attention_branch.reproduce.progress import Progress
 from attention_branch.reproduce.small_run import Arrays, preprocessing_of, thread_count
 from attention_branch.reproduce.sources import Origin, missing, open_origin, parse_data
-from attention_branch.reproduce.worker import Circumstances, Report, work
+from attention_branch.reproduce.worker import Circumstances, Report, run_worker
 
 UNASKED = 3600.0
 """Seconds that are computed on a CPU without being asked twice."""
@@ -61,6 +61,11 @@ def reproduce(
     if cells:
         wanted = choose(wanted, cells)
     runnable = _with_data(wanted, origins, console)
+    if protocol.train_images is not None and any(origin.kind.role in LARGE for origin, _ in runnable):
+        raise UserError(
+            f"--train-images is for pictures that are kept in memory, not for {' or '.join(LARGE)}; leave it out, or "
+            "choose other cells with --cells."
+        )
     jobs: list[Job] = []
     figures: list[tuple[list[Job], DataSet]] = []
     arrays: dict[str, Arrays] = {}
@@ -188,7 +193,7 @@ def _work_off(
     for job in jobs:
         queue.put(job)
     workers = [
-        context.Process(target=work, args=(queue, reports, stop, arrays, circumstances), daemon=True)
+        context.Process(target=run_worker, args=(queue, reports, stop, arrays, circumstances), daemon=True)
         for _ in range(count)
     ]
     interrupted = False

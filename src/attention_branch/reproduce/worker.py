@@ -43,13 +43,18 @@ class Circumstances:
         return self.deadline is not None and time.time() + seconds > self.deadline
 
 
-def work(jobs: Any, reports: Any, stop: Any, arrays: dict[str, Arrays], circumstances: Circumstances) -> None:
-    """Take jobs from a queue until it is empty, the deadline comes or `stop` is set; report on another queue."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one stops it in good order
+def run_worker(jobs: Any, reports: Any, stop: Any, arrays: dict[str, Arrays], circumstances: Circumstances) -> None:
+    """Do `work` as a process of its own, which whoever started it stops in good order, and Ctrl-C does not."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(circumstances.threads)
     torch.set_float32_matmul_precision("high")
     if circumstances.device.startswith("cuda"):
         torch.backends.cudnn.benchmark = True
+    work(jobs, reports, stop, arrays, circumstances)
+
+
+def work(jobs: Any, reports: Any, stop: Any, arrays: dict[str, Arrays], circumstances: Circumstances) -> None:
+    """Take jobs from a queue until it is empty, the deadline comes or `stop` is set; report on another queue."""
     active: list[SmallRun] = []
     exhausted = False
     while active or not exhausted:
