@@ -219,7 +219,7 @@ def main() -> None:
     parser.add_argument("--official", metavar="DIR", help="a checkout of the authors' code")
     parser.add_argument("--networks", nargs="+", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--kinds", nargs="+", choices=KINDS, help="left out: all that the device is for")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, help="timed steps in a turn; left out: by network and device")
     parser.add_argument("--batch", type=int, help="images in a step; left out: 128, on a CPU by network")

@@ -1,5 +1,6 @@
 """The training-speed benchmark: what it counts as a step, what it keeps, what it goes on with."""
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -9,9 +10,7 @@ import torch
 
 BENCHMARKS = str(Path(__file__).parents[1] / "benchmarks")
 sys.path.insert(0, BENCHMARKS)
-import throughput  # noqa: E402
-import throughput_kinds  # noqa: E402
-
+throughput, throughput_kinds = (importlib.import_module(name) for name in ("throughput", "throughput_kinds"))
 sys.path.remove(BENCHMARKS)
 
 
