@@ -279,6 +279,7 @@ def conclude(progress: Progress, jobs: list[Job], ended: Ended) -> None:
         )
     if left:
         progress.say("The budget is used up; go on with --resume.")
+    progress.say("`abn reproduce show` puts what is finished beside the published numbers.")
 
 
 def usable_device(device: str) -> str:
