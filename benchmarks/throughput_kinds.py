@@ -18,9 +18,10 @@ from attention_branch.data import DataSet, ImageSet, make_loader
 from attention_branch.data.resident import ResidentImages
 from attention_branch.data.torchvision_sets import ArraySource
 from attention_branch.training import TrainConfig, recipe
+from attention_branch.training.building import make_model
 from attention_branch.training.fast import FastTrainer
 from attention_branch.training.module import Classifier
-from attention_branch.training.run import EpochBatches, _trainer, make_model
+from attention_branch.training.run import EpochBatches, _trainer
 from official_code import official_network
 
 CLASSES = {"label": tuple(f"class {number}" for number in range(100))}

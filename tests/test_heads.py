@@ -10,8 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import attention_branch as ab
 from attention_branch.data import open_data
+from attention_branch.training.building import make_model
 from attention_branch.training.config import TrainConfig
-from attention_branch.training.run import make_model
 
 HEADS = {"smiling": 2, "hair": 5, "young": 1, "hat": 2, "beard": 3}
 

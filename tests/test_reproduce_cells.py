@@ -10,8 +10,8 @@ from attention_branch.reproduce.plan import Protocol, kept_settings, recipe_of, 
 from attention_branch.reproduce.published import PUBLISHED
 from attention_branch.reproduce.sources import KINDS, Origin, missing, parse_data
 from attention_branch.training import RECIPES
+from attention_branch.training.building import make_model
 from attention_branch.training.optimization import rate_factor
-from attention_branch.training.run import make_model
 
 NUMBERS = {(number.table, number.row, number.column): number.value for number in PUBLISHED}
 # The gains that Table 2 prints in brackets behind its numbers.

@@ -13,8 +13,8 @@ import torch
 import attention_branch as ab
 from attention_branch.data import open_data
 from attention_branch.training import recipe, train
+from attention_branch.training.building import make_model
 from attention_branch.training.journal import read_metrics
-from attention_branch.training.run import make_model
 
 EXACT = """
 import sys

@@ -12,8 +12,8 @@ from attention_branch.data.resident import ResidentImages, resident
 from attention_branch.errors import UserError
 from attention_branch.models.preprocessing import Preprocessing
 from attention_branch.training import TrainConfig, capture, recipe, streams, train
+from attention_branch.training.building import make_model
 from attention_branch.training.fast import FastTrainer
-from attention_branch.training.run import make_model
 
 DATA = "digits:train=44,validation=12,test=10"
 SIZE = Preprocessing(size=(32, 32), resize="squash")

@@ -6,8 +6,8 @@ import torch
 from attention_branch.data import open_data
 from attention_branch.data.resident import resident
 from attention_branch.training import TrainConfig, recipe
+from attention_branch.training.building import make_model
 from attention_branch.training.fast import FastTrainer
-from attention_branch.training.run import make_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 

@@ -11,8 +11,8 @@ from attention_branch.data.resident import ResidentImages
 from attention_branch.models.cost import cost
 from attention_branch.reproduce.plan import Job
 from attention_branch.reproduce.small_run import Arrays
+from attention_branch.training.building import make_model
 from attention_branch.training.fast import FastTrainer
-from attention_branch.training.run import make_model
 
 _BATCH = 16
 _STEPS = 2

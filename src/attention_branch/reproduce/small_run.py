@@ -20,9 +20,9 @@ from attention_branch.models import ABNOutput, Preprocessing, create_backbone
 from attention_branch.models.cost import cost
 from attention_branch.reproduce import record as records
 from attention_branch.reproduce.plan import Job
+from attention_branch.training.building import make_model
 from attention_branch.training.config import TrainConfig
 from attention_branch.training.fast import EVALUATION_BATCH, FastTrainer
-from attention_branch.training.run import make_model
 
 SAVE_EVERY = 60.0
 """Seconds between two checkpoints of a run; what a kill loses."""

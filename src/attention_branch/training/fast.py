@@ -19,15 +19,14 @@ from attention_branch.data.dataset import ImageSet
 from attention_branch.data.loader import BatchPlan, ImageLoader, make_loader
 from attention_branch.data.resident import ResidentImages
 from attention_branch.errors import UserError
-from attention_branch.models import ABNOutput, AttentionBranchNetwork, PlainNetwork, abn_loss
+from attention_branch.models import ABNOutput, AttentionBranchNetwork, abn_loss
 from attention_branch.training.averaging import RunningAverage
+from attention_branch.training.building import Trainable
 from attention_branch.training.capture import captured_step
 from attention_branch.training.config import TrainConfig
 from attention_branch.training.mixing import Mixed, Targets, mix, mixed_loss
 from attention_branch.training.optimization import make_optimizer, rate_factor
 from attention_branch.training.streams import RunStream
-
-Trainable = AttentionBranchNetwork | PlainNetwork
 
 EVALUATION_BATCH = 500
 

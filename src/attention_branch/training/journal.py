@@ -18,7 +18,8 @@ from attention_branch.files import append_text, json_line, read_json_lines, writ
 from attention_branch.metrics import collapse_alarm
 from attention_branch.models import ABNOutput
 from attention_branch.report.strip import strip
-from attention_branch.training.module import Classifier, Trainable
+from attention_branch.training.building import Trainable
+from attention_branch.training.module import Classifier
 from attention_branch.training.optimization import rate_factor
 
 CHECKPOINT = Path("checkpoints") / "last.ckpt"

@@ -11,14 +11,13 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor
 
 from attention_branch.errors import UserError
-from attention_branch.models import ABNOutput, AttentionBranchNetwork, PlainNetwork, abn_loss
+from attention_branch.models import ABNOutput, abn_loss
+from attention_branch.training.building import Trainable
 from attention_branch.training.config import TrainConfig
 from attention_branch.training.mixing import gather, mix, mixed_loss
 from attention_branch.training.normalization import average_buffers
 from attention_branch.training.optimization import make_optimizer, rate_factor
 from attention_branch.training.tally import Tally
-
-Trainable = AttentionBranchNetwork | PlainNetwork
 
 CHECK_EVERY = 50
 """Steps between two looks at whether the loss is still finite; each look waits for the device."""

@@ -51,11 +51,11 @@ from attention_branch.data import DataSet, ImageLoader, make_loader, open_data
 from attention_branch.data.opening import run_name
 from attention_branch.errors import UserError
 from attention_branch.files import write_json
-from attention_branch.models import create_backbone, create_model
+from attention_branch.training.building import Trainable, make_model
 from attention_branch.training.checkpoints import CheckpointFiles
-from attention_branch.training.config import TrainConfig, check_resume, check_settings, read_model_options
+from attention_branch.training.config import TrainConfig, check_resume, check_settings
 from attention_branch.training.journal import CHECKPOINT, Journal, read_metrics
-from attention_branch.training.module import Classifier, Trainable
+from attention_branch.training.module import Classifier
 from attention_branch.training.normalization import synchronize_batchnorm
 from attention_branch.training.recipes import read_run
 
@@ -116,36 +116,6 @@ def train(config: TrainConfig) -> Path:
     if first:
         _summarize(folder, model, config)
     return folder
-
-
-def make_model(config: TrainConfig, data: DataSet) -> Trainable:
-    """Return the network the settings and the data ask for, with the data's class names and normalisation."""
-    size: dict[str, Any] = {"heads": data.heads} if data.multitask else {"num_classes": data.num_classes}
-    shared = size | {
-        "pretrained": config.pretrained,
-        "class_names": data.class_names,
-        "image_size": config.image_size,
-        **read_model_options(config.model_options),
-    }
-    model: Trainable = (
-        create_backbone(config.model, **shared)
-        if config.baseline
-        else create_model(
-            config.model,
-            mechanism=config.mechanism,
-            branch=config.branch,
-            map_kernel=config.map_kernel,
-            map_control=config.map_control,
-            perception=config.perception,
-            **shared,
-        )
-    )
-    if data.normalization and not config.pretrained:
-        mean, std = ((float(r), float(g), float(b)) for r, g, b in data.normalization)
-        model.preprocessing = dataclasses.replace(model.preprocessing, mean=mean, std=std)
-    if config.resize is not None:
-        model.preprocessing = dataclasses.replace(model.preprocessing, resize=config.resize)
-    return model.train()
 
 
 def _rank() -> int:

@@ -1,0 +1,40 @@
+"""From settings and data to the network that is trained."""
+
+import dataclasses
+from typing import Any
+
+from attention_branch.data.dataset import DataSet
+from attention_branch.models import AttentionBranchNetwork, PlainNetwork, create_backbone, create_model
+from attention_branch.training.config import TrainConfig, read_model_options
+
+Trainable = AttentionBranchNetwork | PlainNetwork
+
+
+def make_model(config: TrainConfig, data: DataSet) -> Trainable:
+    """Return the network the settings and the data ask for, with the data's class names and normalisation."""
+    size: dict[str, Any] = {"heads": data.heads} if data.multitask else {"num_classes": data.num_classes}
+    shared = size | {
+        "pretrained": config.pretrained,
+        "class_names": data.class_names,
+        "image_size": config.image_size,
+        **read_model_options(config.model_options),
+    }
+    model: Trainable = (
+        create_backbone(config.model, **shared)
+        if config.baseline
+        else create_model(
+            config.model,
+            mechanism=config.mechanism,
+            branch=config.branch,
+            map_kernel=config.map_kernel,
+            map_control=config.map_control,
+            perception=config.perception,
+            **shared,
+        )
+    )
+    if data.normalization and not config.pretrained:
+        mean, std = ((float(r), float(g), float(b)) for r, g, b in data.normalization)
+        model.preprocessing = dataclasses.replace(model.preprocessing, mean=mean, std=std)
+    if config.resize is not None:
+        model.preprocessing = dataclasses.replace(model.preprocessing, resize=config.resize)
+    return model.train()
