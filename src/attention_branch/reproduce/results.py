@@ -21,6 +21,8 @@ REFERENCES = ("plain", "none", "constant", "shuffled", "wider-parameters", "wide
 """Arms that every other arm is compared with."""
 
 CONFIDENCE = 0.95
+FEWEST_SEEDS = 3
+"""Seeds that a clear difference needs: two agree by chance too easily, whatever Student's t says of them."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,8 @@ class Difference:
 
     @property
     def clear(self) -> bool:
-        """Whether the interval excludes zero."""
-        return self.interval is not None and not self.interval[0] <= 0 <= self.interval[1]
+        """Whether the interval excludes zero, with as many seeds as a spread can be told from."""
+        return self.n >= FEWEST_SEEDS and self.interval is not None and not self.interval[0] <= 0 <= self.interval[1]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for a JSON file."""
