@@ -199,7 +199,7 @@ def test_a_budget_too_short_for_an_epoch_says_what_one_takes(prepared, tmp_path)
     while not reports.empty():
         progress.take(reports.get())
     with pytest.raises(
-        UserError, match=r"too short for one epoch: resnet20/cifar10/plain seed 0 takes about .* --budget \d+"
+        UserError, match=r"too short for one epoch: resnet20/cifar10-jpeg/plain seed 0 takes about .* --budget \d+"
     ):
         conclude(progress, made, Ended())
     assert not list(tmp_path.rglob("*seed*"))
@@ -252,6 +252,9 @@ def refused(arguments, capsys):
         (["digits", "--budget", "0"], "give minutes above 0"),
         (["digits", "--epochs", "0"], "--epochs is 0"),
         (["digits", "--seeds", "1", "1"], "give different whole numbers"),
+        (["digits", "--seeds", "1180591620717411303424"], "give different whole numbers"),
+        (["digits", "--cells", "resnet14/digits/plain/more"], "a cell is NETWORK/DATA/ARM"),
+        (["digits", "--device", "meta"], "use cpu or cuda"),
         (["digits", "--device", "cuda:77"], "cannot be used here"),
         (["digits", "--protocol", "modern"], "no modern settings for digits"),
         (["digits", "--json"], "--json belongs to 'show'"),
@@ -294,6 +297,31 @@ def test_runs_of_another_kind_are_not_continued(prepared, tmp_path):
     changed = dataclasses.replace(job, data=job.data | {"fingerprint": "0"})
     with pytest.raises(UserError, match="other images"):
         records.check_same(changed, records.read(job.record))
+
+
+def test_a_state_of_other_settings_is_not_gone_on_with(prepared, tmp_path):
+    jobs, arrays, _ = prepared
+    (job,) = jobs(tmp_path)
+    run = SmallRun(job, arrays, "cpu")
+    while not run.advance(1):
+        pass
+    run.save()
+    job.record.unlink()
+    other = dataclasses.replace(job, config=dataclasses.replace(job.config, lr=0.2))
+    with pytest.raises(UserError, match="is of a run with other settings or on other data"):
+        SmallRun(other, arrays, "cpu")
+    assert SmallRun(job, arrays, "cpu").trainer.epoch == 1
+
+
+def test_runs_that_end_without_a_word_are_told(prepared, tmp_path):
+    jobs, _, _ = prepared
+    made = jobs(tmp_path)
+    with pytest.raises(UserError, match="1 runs ended without a word"):
+        conclude(Progress(Console(quiet=True), made), made, Ended(), in_time=True)
+    with pytest.raises(UserError, match="before one epoch had ended"):
+        conclude(Progress(Console(quiet=True), made), made, Ended())
+    with pytest.raises(UserError, match=r"A worker process was killed \(exit status -9\)"):
+        conclude(Progress(Console(quiet=True), made), made, Ended(dead=(-9,)), in_time=True)
 
 
 def test_a_begun_run_needs_resume(pictures, tmp_path, capsys):

@@ -126,8 +126,9 @@ def choose(cells: Sequence[Cell], patterns: Sequence[str]) -> list[Cell]:
     """
     chosen: dict[Cell, None] = {}
     for pattern in patterns:
-        whole = "/".join([*pattern.strip("/").split("/"), "*", "*"][:3])
-        found = [cell for cell in cells if fnmatch.fnmatchcase(cell.name, whole)]
+        parts = pattern.strip("/").split("/")
+        whole = "/".join([*parts, *"**"[len(parts) - 1 :]])
+        found = [cell for cell in cells if fnmatch.fnmatchcase(cell.name, whole)] if pattern and len(parts) < 4 else []
         if not found:
             raise UserError(_no_cell(cells, pattern))
         chosen.update(dict.fromkeys(found))

@@ -86,8 +86,9 @@ def reproduce(
     chosen = _SEEDS.get(what, _THREE) if seeds is None else seeds
     if what.startswith("figure") and (len(chosen) > 1 or cells):
         raise UserError(f"{what} shows one run of each of its networks: leave out --cells, and give one of --seeds.")
-    if not chosen or min(chosen) < 0 or len(set(chosen)) < len(chosen):
-        raise UserError(f"--seeds are {', '.join(map(str, chosen)) or 'none'}; give different whole numbers from 0 on.")
+    if not chosen or not 0 <= min(chosen) <= max(chosen) < 2**31 or len(set(chosen)) < len(chosen):
+        listed = ", ".join(map(str, chosen)) or "none"
+        raise UserError(f"--seeds are {listed}; give different whole numbers from 0 to 2147483647.")
     from attention_branch.reproduce.conduct import reproduce as run
     from attention_branch.reproduce.conduct import usable_device
     from attention_branch.reproduce.plan import Protocol, native_precision

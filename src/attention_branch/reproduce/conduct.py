@@ -28,7 +28,7 @@ from attention_branch.reproduce.small_run import Arrays, preprocessing_of, threa
 from attention_branch.reproduce.sources import Origin, missing, open_origin, parse_data
 from attention_branch.reproduce.worker import Circumstances, Report, run_worker
 
-UNASKED = 3600.0
+UNASKED = 3 * 3600.0
 """Seconds that are computed on a CPU without being asked twice."""
 
 
@@ -95,8 +95,9 @@ def reproduce(
             with progress:
                 ended = _work_off([job for job in jobs if not job.large], arrays, device, at_once, deadline, progress)
                 if not ended.interrupted:
-                    ended = _work_off_large([job for job in jobs if job.large], device, deadline, progress) or ended
-            conclude(progress, jobs, ended)
+                    large = _work_off_large([job for job in jobs if job.large], device, deadline, progress)
+                    ended = Ended(large.interrupted, ended.dead + large.dead)
+            conclude(progress, jobs, ended, in_time=budget is None)
         for made, opened in figures:
             _draw(what, made, opened, folder, console)
     except OSError as problem:
@@ -138,6 +139,7 @@ def _unfinished(jobs: list[Job], resume: bool) -> list[Job]:
             records.check_same(job, record)
         kept = not job.keep_model or job.network.is_dir()
         if records.is_finished(record) and kept:
+            job.checkpoint.unlink(missing_ok=True)  # left by a kill between record and removal
             continue
         todo.append(job)
         if (record is not None and not records.is_finished(record)) or job.checkpoint.exists():
@@ -162,7 +164,8 @@ def _announce(
     )
     if device != "cpu":
         return
-    seconds = estimate([job for job in jobs if not job.large], arrays) / at_once
+    small = [job for job in jobs if not job.large]
+    seconds = estimate(small, arrays) / max(1, min(at_once, len(small), thread_count()))
     seconds += estimate_large([job for job in jobs if job.large])
     shown = f"about {seconds / 60:.0f} minutes" if seconds < 7200 else f"about {seconds / 3600:.0f} hours"
     console.print(f"Without a GPU this takes {shown}, by steps measured now.", highlight=False)
@@ -193,7 +196,8 @@ def _work_off(
     for job in jobs:
         queue.put(job)
     workers = [
-        context.Process(target=run_worker, args=(queue, reports, stop, arrays, circumstances), daemon=True)
+        # Not daemons: a loader may have processes of its own.
+        context.Process(target=run_worker, args=(queue, reports, stop, arrays, circumstances))
         for _ in range(count)
     ]
     interrupted = False
@@ -213,6 +217,8 @@ def _work_off(
         pass
     for worker in workers:
         worker.join(timeout=5)
+        if worker.is_alive():
+            worker.terminate()
     queue.cancel_join_thread()
     return Ended(interrupted, tuple(worker.exitcode for worker in workers if worker.exitcode))
 
@@ -256,8 +262,8 @@ def _listen(reports: Any, progress: Progress, wait: float = 1.0) -> bool:
     return False
 
 
-def conclude(progress: Progress, jobs: list[Job], ended: Ended) -> None:
-    """Say how the work ended; `UserError` for what went wrong."""
+def conclude(progress: Progress, jobs: list[Job], ended: Ended, *, in_time: bool = False) -> None:
+    """Say how the work ended; `UserError` for what went wrong. `in_time` says that there was no budget to keep."""
     left = [job for job in jobs if job.name not in progress.finished]
     progress.say(f"{len(jobs) - len(left)} of {len(jobs)} runs finished.")
     if ended.dead:
@@ -277,6 +283,10 @@ def conclude(progress: Progress, jobs: list[Job], ended: Ended) -> None:
             f"The budget is too short for one epoch: {name} takes about {seconds / 60:.1f} minutes an epoch here; "
             f"give --budget {int(seconds / 60 * 1.3) + 2} or more."
         )
+    if left and in_time:
+        raise UserError(f"{len(left)} runs ended without a word, such as {left[0].name}; go on with --resume.")
+    if left and not progress.finished and not progress.advanced:
+        raise UserError("The budget was used up before one epoch had ended; give --budget more minutes.")
     if left:
         progress.say("The budget is used up; go on with --resume.")
     progress.say("`abn reproduce show` puts what is finished beside the published numbers.")
@@ -287,7 +297,9 @@ def usable_device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.zeros(1, device=device)
+        kind = torch.zeros(1, device=device).device.type
     except (RuntimeError, AssertionError) as problem:
         raise UserError(f"The device '{device}' cannot be used here; try --device cpu.") from problem
-    return device
+    if kind not in ("cpu", "cuda"):
+        raise UserError(f"The device '{device}' cannot be used here; use cpu or cuda.")
+    return "cpu" if kind == "cpu" else device

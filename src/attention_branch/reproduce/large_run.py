@@ -34,6 +34,11 @@ def run_large(job: Job, device: str, reports: Any) -> None:
         _run(job, device, reports)
     except UserError as problem:
         reports.put(Report("failed", job.name, text=str(problem)))
+    except torch.OutOfMemoryError:
+        reports.put(Report("failed", job.name, text="The device's memory is full."))
+    except Exception as problem:  # one run's fault must not end the others
+        reason = f"{type(problem).__name__}: {problem}".splitlines()[0]
+        reports.put(Report("failed", job.name, text=f"Unexpected fault ({reason[:300]})."))
     except (SystemExit, KeyboardInterrupt):
         done = len(read_metrics(run_folder(job)))
         reports.put(Report("stopped", job.name, done, job.config.epochs))

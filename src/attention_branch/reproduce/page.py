@@ -112,10 +112,10 @@ def _table(name: str, title: str, rows: list[dict[str, Any]]) -> Sheet:
             cells = [Cell(f"{row['published']:g}{star}"), Cell("-"), Cell("-"), Cell("-", "", "quiet")]
         shown.append((f"{row['row']}{depth}, {row['column']}", row["network"] if ours else "not run", cells))
     reasons = dict.fromkeys(row["reason"].partition("). ")[2] or row["reason"] for row in rows if row["reason"])
-    note = (
-        "* the authors' own run of a baseline. Where the data is a stand-in its name stands below our number, and the "
-    )
-    note += "two cannot be compared. Not run: " + " ".join(_sentence(reason) for reason in reasons) if reasons else ""
+    note = "* the authors' own run of a baseline. Where the data is a stand-in its name stands below our number, and "
+    note += "the two cannot be compared."
+    if reasons:
+        note += " Not run: " + " ".join(_sentence(reason) for reason in reasons)
     return Sheet(
         title,
         ("published", "ours, last epoch", "branch alone", "best on test"),

@@ -74,8 +74,8 @@ class Job:
 
     @property
     def name(self) -> str:
-        """Return the cell with its seed."""
-        return f"{self.cell.name} seed {self.config.seed}"
+        """Return the run's network, data set and arm with its seed."""
+        return f"{self.cell.network}/{self.origin.name}/{self.cell.arm} seed {self.config.seed}"
 
     @property
     def large(self) -> bool:

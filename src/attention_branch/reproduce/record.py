@@ -78,7 +78,7 @@ def read(path: Path) -> dict[str, Any] | None:
 
 def check_same(job: Job, record: dict[str, Any]) -> None:
     """Raise a `UserError` when a record is of other settings or other data than the run that would continue it."""
-    way_out = f"name another folder with --out, or remove '{job.record}'"
+    way_out = "name another folder with --out, or remove it and the .ckpt beside it"
     wanted = begin(job)
     if record["data"].get("fingerprint") != job.data["fingerprint"]:
         raise UserError(f"'{job.record}' was run on other images than those '{job.origin.name}' holds now; {way_out}.")

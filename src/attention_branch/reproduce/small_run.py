@@ -1,5 +1,6 @@
 """One run on small pictures, by the fast path: trained, evaluated after each epoch, kept, continued, recorded."""
 
+import json
 import os
 import time
 from pathlib import Path
@@ -179,7 +180,12 @@ class SmallRun:
         self.flush()
         if self.trainer.epoch == 0:
             return
-        state = {"trainer": self.trainer.state(), "curves": self.record["curves"], "seconds": self._seconds()}
+        state = {
+            "identity": self._identity(),
+            "trainer": self.trainer.state(),
+            "curves": self.record["curves"],
+            "seconds": self._seconds(),
+        }
         with atomic_path(self.job.checkpoint) as temporary, temporary.open("wb") as file:
             torch.save(state, file)
         records.write(self.job.record, self.record)
@@ -188,17 +194,29 @@ class SmallRun:
     def _seconds(self) -> float:
         return self.seconds_before + time.monotonic() - self.began
 
+    def _identity(self) -> str:
+        """Return what a state must share with the run that goes on with it."""
+        own = {name: self.record[name] for name in ("cell", "settings", "seed")}
+        return json.dumps(own | {"fingerprint": self.job.data["fingerprint"]}, sort_keys=True)
+
     def _go_on(self) -> None:
         if not self.job.checkpoint.exists():
             return
         try:
             state = torch.load(self.job.checkpoint, map_location="cpu", weights_only=True)
-            self.trainer.restore(state["trainer"])
+            same = state["identity"] == self._identity()
+            if same:
+                self.trainer.restore(state["trainer"])
         except Exception as problem:  # a torn file fails in as many ways as there are places to tear it
             raise UserError(
                 f"'{self.job.checkpoint}' cannot be continued ({str(problem).splitlines()[0][:120]}); remove it, and "
                 "the run begins anew."
             ) from problem
+        if not same:
+            raise UserError(
+                f"'{self.job.checkpoint}' is of a run with other settings or on other data; remove it, and the run "
+                "begins anew, or name another folder with --out."
+            )
         self.record["curves"] = state["curves"]
         self.record["epochs_done"] = self.trainer.epoch
         self.seconds_before = state["seconds"]

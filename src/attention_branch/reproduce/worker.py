@@ -1,5 +1,6 @@
 """A process that works off runs, several at a time where they share one GPU."""
 
+import multiprocessing
 import signal
 import time
 from collections.abc import Callable
@@ -58,10 +59,13 @@ def work(jobs: Any, reports: Any, stop: Any, arrays: dict[str, Arrays], circumst
     active: list[SmallRun] = []
     exhausted = False
     while active or not exhausted:
+        parent = multiprocessing.parent_process()
+        if parent is not None and not parent.is_alive():
+            return  # nobody is there to stop this process or to go on with its runs
         exhausted = exhausted or stop.is_set() or circumstances.over()
         while not exhausted and len(active) < circumstances.at_once:
             try:
-                job = jobs.get_nowait()
+                job = jobs.get(timeout=0.5)
             except Empty:
                 exhausted = True
                 break
