@@ -34,6 +34,17 @@ def test_the_published_gains_follow_from_the_numbers():
     assert NUMBERS["table2", "ResNet+CAM", "ImageNet"] - NUMBERS["table2", "ResNet", "ImageNet"] == pytest.approx(-0.08)
 
 
+def test_numbers_are_shown_as_printed():
+    printed = {(number.table, number.row, number.column): number.printed for number in PUBLISHED}
+    assert printed["table1", "ResNet44", "g(x)"] == "25.90"
+    assert printed["table2", "WideResNet", "CIFAR10"] == "4.00"
+    assert printed["table2", "ResNet", "SVHN"] == "2.18*"
+    assert printed["table2", "VGGNet", "ImageNet"] == "31.2"
+    assert printed["table3", "VGG16", "model"] == "85.9"
+    assert printed["table4", "LNet+ANet", "average accuracy"] == "87.30"
+    assert printed["table4", "MOON", "odds"] == "29"
+
+
 def test_the_tables_agree_where_they_share_a_number():
     assert NUMBERS["table1", "ResNet110", "g(x)"] == NUMBERS["table2", "ResNet", "CIFAR100"]
     assert NUMBERS["table1", "ResNet110", "g(x)*(1+M(x))"] == NUMBERS["table2", "ResNet+ABN", "CIFAR100"]

@@ -197,3 +197,10 @@ def test_damaged_records_are_named(tmp_path):
     (tmp_path / "a-seed0.json").write_text('{"format": 99}')
     with pytest.raises(UserError, match="is no record"):
         read_groups([tmp_path])
+    for name in ("status", "seed", "cell", "protocol", "settings", "data", "last", "cost", "hardware", "versions"):
+        for harm in (None, [], {}):
+            if name in ("status", "seed") and harm is not None:
+                continue
+            (tmp_path / "a-seed0.json").write_text(json.dumps(record("plain", 0, 0.3) | {name: harm}))
+            with pytest.raises(UserError, match=f"is damaged: its '{name}'"):
+                read_groups([tmp_path])

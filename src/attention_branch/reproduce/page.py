@@ -10,7 +10,7 @@ from attention_branch.reproduce.arms import ARMS
 from attention_branch.reproduce.findings import statements
 from attention_branch.reproduce.published import TABLES
 from attention_branch.reproduce.results import Group, studies, table_rows
-from attention_branch.reproduce.show import spread
+from attention_branch.reproduce.show import short_reason, spread
 
 _COMPARED = {"plain": "less plain", "none": "less none", "wider-multiply-adds": "less same cost"}
 
@@ -101,21 +101,19 @@ def _table(name: str, title: str, rows: list[dict[str, Any]]) -> Sheet:
     for row in rows:
         ours = row["ours"]
         depth = "" if row["authors_depth"] else ", true depth"
-        star = "*" if row["published_is_own_run"] else ""
         if ours:
             cells = [
-                Cell(f"{row['published']:g}{star}"), Cell(spread(ours), ours["data"]),
+                Cell(row["printed"]), Cell(spread(ours), f"{ours['data']}\n{ours['protocol']}"),
                 Cell(spread(ours["attention_branch"], short=True)),
                 Cell(spread(ours["best_on_test"], short=True), "", "quiet"),
             ]  # fmt: skip
         else:
-            cells = [Cell(f"{row['published']:g}{star}"), Cell("-"), Cell("-"), Cell("-", "", "quiet")]
+            cells = [Cell(row["printed"]), Cell("-"), Cell("-"), Cell("-", "", "quiet")]
         shown.append((f"{row['row']}{depth}, {row['column']}", row["network"] if ours else "not run", cells))
-    reasons = dict.fromkeys(row["reason"].partition("). ")[2] or row["reason"] for row in rows if row["reason"])
+    reasons = dict.fromkeys(short_reason(row) for row in rows if row["reason"])
     note = "* the authors' own run of a baseline. Where the data is a stand-in its name stands below our number, and "
     note += "the two cannot be compared."
-    if reasons:
-        note += " Not run: " + " ".join(_sentence(reason) for reason in reasons)
+    note += "".join(f" {reason}" for reason in reasons)
     return Sheet(
         title,
         ("published", "ours, last epoch", "branch alone", "best on test"),
@@ -123,10 +121,6 @@ def _table(name: str, title: str, rows: list[dict[str, Any]]) -> Sheet:
         note=note,
         quiet=frozenset({"best on test"}),
     )
-
-
-def _sentence(text: str) -> str:
-    return text[0].upper() + text[1:].rstrip(".") + "."
 
 
 def _facts(study: dict[str, Any]) -> list[tuple[str, str]]:

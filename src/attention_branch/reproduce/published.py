@@ -19,6 +19,17 @@ class Published:
     own: bool = False
     """Whether the authors ran the baseline themselves (the tables' asterisk)."""
 
+    @property
+    def printed(self) -> str:
+        """Return the number as the table prints it."""
+        if self.unit == COUNT:
+            return f"{self.value:g}"
+        if self.table == "table2":
+            text = _TABLE2[self.row][_SETS.index(self.column)]
+            assert text is not None
+            return text
+        return f"{self.value:.{1 if self.table == 'table3' else 2}f}"
+
 
 ERROR, ACCURACY, COUNT = "error %", "accuracy %", "of 40"
 

@@ -19,6 +19,23 @@ from attention_branch.training import TrainConfig
 FORMAT = 1
 FINISHED = "finished"
 
+# What is read of a record, by its name: the entries of an object, none of a plain value.
+_FIELDS: dict[str, tuple[str, ...]] = {
+    "status": (),
+    "seed": (),
+    "cell": ("network", "role", "arm"),
+    "protocol": ("name", "recipe", "shortened", "train_images"),
+    "settings": ("epochs", "precision"),
+    "data": ("title", "stands_for", "images"),
+}
+_FINISHED_FIELDS: dict[str, tuple[str, ...]] = {
+    "last": ("test_error",),
+    "best_on_validation": ("test_error",),
+    "cost": ("parameters", "multiply_adds"),
+    "hardware": ("device",),
+    "versions": ("torch",),
+}
+
 
 def begin(job: Job) -> dict[str, Any]:
     """Return the record of a run that has not begun."""
@@ -71,8 +88,14 @@ def read(path: Path) -> dict[str, Any] | None:
         return None
     except (ValueError, OSError) as problem:
         raise UserError(f"'{path}' cannot be read ({problem}); remove it, and the run is done anew.") from problem
-    if not isinstance(record, dict) or record.get("format") != FORMAT or "cell" not in record:
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise UserError(f"'{path}' is no record of this version's runs; move it away.")
+    wanted = _FIELDS | (_FINISHED_FIELDS if record.get("status") == FINISHED else {})
+    for name, inner in wanted.items():
+        value = record.get(name)
+        whole = isinstance(value, dict) and set(inner) <= set(value) if inner else value is not None
+        if not whole:
+            raise UserError(f"'{path}' is damaged: its '{name}' is missing or not whole; move it away.")
     return record
 
 

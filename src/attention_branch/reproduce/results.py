@@ -214,6 +214,7 @@ def _number(number: Published) -> dict[str, Any]:
         "column": number.column,
         "published": number.value,
         "unit": number.unit,
+        "printed": number.printed,
         "published_is_own_run": number.own,
     }
 

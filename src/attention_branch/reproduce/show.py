@@ -24,7 +24,6 @@ def print_tables(groups: Sequence[Group], console: Console) -> None:
 
 
 def _print_table(title: str, rows: list[dict[str, Any]], console: Console) -> None:
-    measured = [row for row in rows if row["ours"]]
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for heading, side in (
         ("row", "left"), ("column", "left"), ("published", "right"), ("ours, last epoch", "right"),
@@ -33,19 +32,20 @@ def _print_table(title: str, rows: list[dict[str, Any]], console: Console) -> No
         table.add_column(heading, justify=side, overflow="fold")  # type: ignore[arg-type]
     for row in rows:
         ours = row["ours"]
-        star = "*" if row["published_is_own_run"] else ""
         depth = "" if row["authors_depth"] else " (true depth)"
-        cells = [f"{row['row']}{depth}", row["column"], f"{row['published']:g}{star}"]
+        cells = [f"{row['row']}{depth}", row["column"], row["printed"]]
         if ours:
-            cells += [spread(ours), spread(ours["best_on_test"], short=True), f"{row['network']}, {ours['data']}"]
+            cells += [
+                spread(ours),
+                spread(ours["best_on_test"], short=True),
+                f"{row['network']}, {ours['data']}, {ours['protocol']}",
+            ]
         else:
             cells += ["-", "-", ""]
         table.add_row(*cells)
     console.print(table)
-    if not measured:
-        reasons = dict.fromkeys(row["reason"] for row in rows)
-        for reason in reasons:
-            console.print(f"  {reason}", highlight=False, markup=False, soft_wrap=True)
+    for reason in dict.fromkeys(short_reason(row) for row in rows if row["reason"]):
+        console.print(f"  {reason}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _print_study(study: dict[str, Any], console: Console) -> None:
@@ -66,6 +66,12 @@ def _print_study(study: dict[str, Any], console: Console) -> None:
         "(Student's t) excludes zero.",
         highlight=False,
     )
+
+
+def short_reason(row: dict[str, Any]) -> str:
+    """Return why a row is open, without the cell's name, so that rows of one reason share it; a sentence."""
+    text = row["reason"].partition("). ")[2] or row["reason"]
+    return f"Not run. {text[0].upper()}{text[1:].rstrip('.')}."
 
 
 def spread(summary: dict[str, Any] | None, *, short: bool = False) -> str:
