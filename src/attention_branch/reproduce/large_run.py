@@ -11,14 +11,13 @@ import numpy as np
 import torch
 
 from attention_branch.data import open_data
-from attention_branch.errors import UserError
 from attention_branch.evaluation import evaluate
 from attention_branch.evaluation.evaluation import SINGLE, Evaluation
 from attention_branch.models import load_model
 from attention_branch.models.cost import cost
 from attention_branch.reproduce import record as records
 from attention_branch.reproduce.plan import Job
-from attention_branch.reproduce.worker import Report
+from attention_branch.reproduce.worker import Report, guarded
 from attention_branch.training import train
 from attention_branch.training.journal import read_metrics
 
@@ -31,14 +30,7 @@ def run_folder(job: Job) -> Path:
 def run_large(job: Job, device: str, reports: Any) -> None:
     """Train, evaluate and record one run in this process; it is stopped by SIGINT and goes on when called again."""
     try:
-        _run(job, device, reports)
-    except UserError as problem:
-        reports.put(Report("failed", job.name, text=str(problem)))
-    except torch.OutOfMemoryError:
-        reports.put(Report("failed", job.name, text="The device's memory is full."))
-    except Exception as problem:  # one run's fault must not end the others
-        reason = f"{type(problem).__name__}: {problem}".splitlines()[0]
-        reports.put(Report("failed", job.name, text=f"Unexpected fault ({reason[:300]})."))
+        guarded(reports, job, _run, job, device, reports)
     except (SystemExit, KeyboardInterrupt):
         done = len(read_metrics(run_folder(job)))
         reports.put(Report("stopped", job.name, done, job.config.epochs))

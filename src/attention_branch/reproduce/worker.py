@@ -69,15 +69,15 @@ def work(jobs: Any, reports: Any, stop: Any, arrays: dict[str, Arrays], circumst
             except Empty:
                 exhausted = True
                 break
-            begun = _guarded(reports, job, _begin, job, arrays, reports, circumstances)
+            begun = guarded(reports, job, _begin, job, arrays, reports, circumstances)
             if begun is not None:
                 active.append(begun)
         for run in list(active):
-            if not _guarded(reports, run.job, _turn, run, reports, stop, circumstances):
+            if not guarded(reports, run.job, _turn, run, reports, stop, circumstances):
                 active.remove(run)
 
 
-def _guarded(reports: Any, job: Job, act: Callable[..., Any], *arguments: Any) -> Any:
+def guarded(reports: Any, job: Job, act: Callable[..., Any], *arguments: Any) -> Any:
     """Return what `act` returns; a fault becomes a report of that run and None, and the other runs go on."""
     try:
         return act(*arguments)
