@@ -247,7 +247,7 @@ def refused(arguments, capsys):
     ("arguments", "words"),
     [
         (["table1", "--cells", "resnet19"], "'resnet19' is no network here"),
-        (["table1"], "There is no data for any of the chosen cells (cifar100)"),
+        (["table1"], "There is no data for any of the chosen cells (cifar100, cifar10)"),
         (["table1", "--data", "cifar100"], "write NAME=PATH"),
         (["digits", "--budget", "0"], "give minutes above 0"),
         (["digits", "--epochs", "0"], "--epochs is 0"),

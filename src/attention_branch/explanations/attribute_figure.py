@@ -1,16 +1,13 @@
 """One picture of many heads: under each image's map of a head stands the head's score (CVPR 2019, figure 7)."""
 
-import io
 import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -18,14 +15,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from attention_branch.errors import UserError
+from attention_branch.explanations.canvas import INK, QUIET, rendered, sheet, shortened
 from attention_branch.explanations.explanation import as_batch, denormalized
 from attention_branch.explanations.outputs import eager, evaluating, probabilities, unwrapped
 from attention_branch.explanations.overlay import COLORMAP, enlarged, number, overlay, to_picture
 from attention_branch.explanations.targets import head_class_names, known_head
-from attention_branch.files import atomic_path
 
-_INK, _QUIET = "#1c2430", "#5d6876"
-_PANEL, _DPI = 1.35, 120
+_PANEL = 1.35
 _MOST_PANELS = 40 * 41
 # ImageNet's class names: a WordNet id, which would take the room of the name, and several names of one meaning.
 _WORDNET = re.compile(r"^n\d{8} ([^,]+).*$")
@@ -105,28 +101,32 @@ def _drawn(
     width = 2 * left + (1 + across) * step_across + bar
     top = 0.32 if title else 0.0
     height = top + foot + len(pictures) * (lines * step_down + between)
-    drawing = Figure(figsize=(width, height), dpi=_DPI, facecolor="white")
-    FigureCanvasAgg(drawing)
 
-    def panel(row: int, line: int, column: int, pixels: np.ndarray, above: str, beneath: str, *, sharp: bool) -> None:
+    def panel(
+        drawing: Figure, row: int, line: int, column: int, pixels: np.ndarray, above: str, beneath: str, *, sharp: bool
+    ) -> None:
         x = left + column * step_across
         y = height - top - row * (lines * step_down + between) - line * step_down - 0.22 - panel_height
         axes = drawing.add_axes((x / width, y / height, panel_width / width, panel_height / height))
         axes.imshow(pixels, interpolation="nearest" if sharp else "bilinear", aspect="auto")
         axes.set_axis_off()
         letters = int(14 * (step_across - 0.1))
-        drawing.text(x / width, (y + panel_height + 0.04) / height, _short(above, letters), fontsize=7.5, color=_QUIET)
-        drawing.text(x / width, (y - 0.15) / height, _short(beneath, letters), fontsize=7.5, color=_INK, weight="bold")
+        drawing.text(
+            x / width, (y + panel_height + 0.04) / height, shortened(above, letters), fontsize=7.5, color=QUIET
+        )
+        drawing.text(
+            x / width, (y - 0.15) / height, shortened(beneath, letters), fontsize=7.5, color=INK, weight="bold"
+        )
 
     value_range = (0.0, 1.0)
-    with matplotlib.rc_context({"font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"]}):
+    with sheet(width, height) as drawing:
         for row, (picture, own) in enumerate(zip(pictures, rows, strict=True)):
-            panel(row, 0, 0, np.asarray(enlarged(picture)), "image", "", sharp=True)
+            panel(drawing, row, 0, 0, np.asarray(enlarged(picture)), "image", "", sharp=True)
             for place, (head, score, values) in enumerate(own):
                 mixed = np.asarray(overlay(picture, values, value_range=value_range, stretch=stretch))
-                panel(row, place // across, 1 + place % across, mixed, first_name(head), score, sharp=False)
+                panel(drawing, row, place // across, 1 + place % across, mixed, first_name(head), score, sharp=False)
         if title:
-            drawing.text(left / width, 1 - 0.08 / height, title, fontsize=9.5, color=_INK, va="top", weight="bold")
+            drawing.text(left / width, 1 - 0.08 / height, title, fontsize=9.5, color=INK, va="top", weight="bold")
         every = torch.stack([values for own in rows for _, _, values in own])
         note = f"maps {number(float(every.min()))}–{number(float(every.max()))}, "
         if stretch:
@@ -134,28 +134,17 @@ def _drawn(
         else:
             note += "colours on the fixed scale 0.00–1.00, a line at half of it"
         note += "; beneath each the head's score"
-        drawing.text(left / width, 0.1 / height, note, fontsize=7.5, color=_INK if stretch else _QUIET)
+        drawing.text(left / width, 0.1 / height, note, fontsize=7.5, color=INK if stretch else QUIET)
         if not stretch:
             x, y = left + (1 + across) * step_across + 0.06, height - top - 0.22 - panel_height
             axes = drawing.add_axes((x / width, y / height, 0.1 / width, panel_height / height))
             drawing.colorbar(ScalarMappable(Normalize(*value_range), COLORMAP), cax=axes)
-            axes.tick_params(length=2, width=0.6, labelsize=6.5, colors=_QUIET)
+            axes.tick_params(length=2, width=0.6, labelsize=6.5, colors=QUIET)
             for spine in axes.spines.values():
                 spine.set_visible(False)
-        written = io.BytesIO()
-        drawing.savefig(written, format="png", dpi=_DPI)
-    if path is not None:
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(written.getvalue())
-    written.seek(0)
-    with Image.open(written) as drawn:
-        return drawn.convert("RGB")
+        return rendered(drawing, path)
 
 
 def first_name(name: str) -> str:
     """Return a class's name; of ImageNet's, which give an id and several names of one meaning, the first name."""
     return _WORDNET.sub(r"\1", name)
-
-
-def _short(text: str, letters: int) -> str:
-    return text if len(text) <= letters else text[: letters - 1] + "…"

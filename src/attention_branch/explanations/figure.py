@@ -1,24 +1,17 @@
 """One PNG per image: the image, its map with a colour bar, and both together."""
 
-import io
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from attention_branch.explanations.canvas import INK, QUIET, rendered, sheet, shortened
 from attention_branch.explanations.overlay import COLORMAP, enlarged, map_scale, map_values, number, overlay
-from attention_branch.files import atomic_path
 
-_INK = "#1c2430"
-_QUIET = "#5d6876"
 _PANEL_INCHES = 2.9
-_DPI = 120
 
 
 def figure(
@@ -48,15 +41,13 @@ def figure(
     top = 0.66 if title else 0.38
     width = 2 * left + 3 * panel_width + 2 * gap + 0.1 + bar + labels
     height = bottom + panel_height + top
-    drawing = Figure(figsize=(width, height), dpi=_DPI, facecolor="white")
-    FigureCanvasAgg(drawing)
 
     def box(position: int) -> tuple[float, float, float, float]:
         # The colour bar stands between map and overlay, beside the map it belongs to.
         x = left + position * (panel_width + gap) + (0.1 + bar + labels if position == 2 else 0)
         return x / width, bottom / height, panel_width / width, panel_height / height
 
-    with matplotlib.rc_context({"font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 8.5}):
+    with sheet(width, height) as drawing:
         # A map without any spread still needs a scale to be drawn on.
         ends = (scale.low, scale.high) if scale.high > scale.low else (scale.low - 0.5, scale.low + 0.5)
         colors = ScalarMappable(Normalize(*ends), COLORMAP)
@@ -69,11 +60,11 @@ def figure(
             axes = drawing.add_axes(box(position))
             axes.imshow(pixels, interpolation="nearest" if position == 0 else "bilinear", aspect="auto")
             axes.set_axis_off()
-            axes.set_title(name, fontsize=8.5, color=_QUIET, loc="left", pad=4)
+            axes.set_title(name, fontsize=8.5, color=QUIET, loc="left", pad=4)
         x, y, panel, panel_high = box(1)
         axes = drawing.add_axes((x + panel + 0.1 / width, y, bar / width, panel_high))
         drawing.colorbar(colors, cax=axes)
-        axes.tick_params(length=2.5, width=0.6, labelsize=7.5, colors=_QUIET)
+        axes.tick_params(length=2.5, width=0.6, labelsize=7.5, colors=QUIET)
         for spine in axes.spines.values():
             spine.set_visible(False)
         low, high = ends
@@ -81,21 +72,14 @@ def figure(
             place = min(max((value - low) / (high - low), 0), 1)
             axes.annotate(
                 "", (0, place), (-0.75, place), xycoords="axes fraction", textcoords="axes fraction",
-                arrowprops={"arrowstyle": "-|>", "color": _INK, "lw": 0.8, "mutation_scale": 6, "shrinkB": 0},
+                arrowprops={"arrowstyle": "-|>", "color": INK, "lw": 0.8, "mutation_scale": 6, "shrinkB": 0},
                 annotation_clip=False,
             )  # fmt: skip
         note = f"map {number(scale.minimum)}–{number(scale.maximum)}, "
         note += f"colours {scale.label}" if scale.stretched else f"colours on the fixed {scale.label}"
-        drawing.text(x, 0.12 / height, note, fontsize=8, color=_INK if scale.stretched else _QUIET, va="bottom")
+        drawing.text(x, 0.12 / height, note, fontsize=8, color=INK if scale.stretched else QUIET, va="bottom")
         if title:
             # About ten characters an inch at this size; a longer title would run out of the picture.
-            short = title if len(title) <= 10.5 * width else title[: int(10.5 * width) - 1] + "…"
-            drawing.text(left / width, 1 - 0.14 / height, short, fontsize=10.5, color=_INK, va="top", weight="bold")
-        written = io.BytesIO()
-        drawing.savefig(written, format="png", dpi=_DPI)
-    if path is not None:
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(written.getvalue())
-    written.seek(0)
-    with Image.open(written) as drawn:
-        return drawn.convert("RGB")
+            short = shortened(title, int(10.5 * width))
+            drawing.text(left / width, 1 - 0.14 / height, short, fontsize=10.5, color=INK, va="top", weight="bold")
+        return rendered(drawing, path)

@@ -90,6 +90,9 @@ def cells_of(number: Published) -> tuple[Cell, ...]:
 CONSTRUCTED = {"table3": ("resnet20", "two-level"), "table4": ("resnet20", "mosaics")}
 """Networks and data of our own construction for tables whose data is not at hand."""
 
+BESIDE = {"table1": "cifar10"}
+"""Data that a table's networks are run on too, without a published number: a second look at the same question."""
+
 SEVERAL_HEADS = ("compcars", "celeba", "two-level", "mosaics")
 """Roles whose pictures have several labels."""
 
@@ -109,6 +112,8 @@ def cells_for(what: str) -> list[Cell]:
     else:
         numbers = [number for number in PUBLISHED if number.table == what]
         pairs = dict.fromkeys((cell.network, cell.role) for number in numbers for cell in cells_of(number))
+        if what in BESIDE:
+            pairs |= {(network, BESIDE[what]): None for network, _ in pairs}
         if what in CONSTRUCTED:
             pairs[CONSTRUCTED[what]] = None
     return [

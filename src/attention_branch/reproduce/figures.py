@@ -1,28 +1,23 @@
 """The paper's figures from one's own runs: figure 4 (CAM, Grad-CAM, ABN side by side), figure 7 (a map a head)."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image
 
 from attention_branch.data import DataSet
 from attention_branch.data.dataset import ImageSet
 from attention_branch.explanations import explain
 from attention_branch.explanations.attribute_figure import attribute_figure, first_name
+from attention_branch.explanations.canvas import INK, QUIET, rendered, sheet, shortened
 from attention_branch.explanations.overlay import overlay
-from attention_branch.files import atomic_path
 from attention_branch.models import load_model
 from attention_branch.reproduce.plan import Job
 
 PICTURES = {"figure4": 8, "figure7": 4}
-_PANEL, _DPI = 1.7, 120
-_INK, _QUIET = "#1c2430", "#5d6876"
+_PANEL = 1.7
 
 
 def draw_figure(what: str, jobs: Sequence[Job], data: DataSet, path: Path) -> Path:
@@ -68,10 +63,8 @@ def _side_by_side(plain: Any, branch: Any, rows: Sequence[tuple[Image.Image, int
     across, down = 1 + len(found), len(rows)
     head, foot, gap = 0.55, 0.35, 0.22
     width, height = across * _PANEL + 0.1, head + down * (_PANEL + gap) + foot
-    drawing = Figure(figsize=(width, height), dpi=_DPI, facecolor="white")
-    FigureCanvasAgg(drawing)
-    with matplotlib.rc_context({"font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 7.5}):
-        drawing.text(0.1 / width, 1 - 0.1 / height, title, fontsize=10, weight="bold", color=_INK, va="top")
+    with sheet(width, height, font_size=7.5) as drawing:
+        drawing.text(0.1 / width, 1 - 0.1 / height, title, fontsize=10, weight="bold", color=INK, va="top")
         for row, (picture, label) in enumerate(rows):
             shown = plain.preprocessing.image(picture)
             panels = {"picture": shown} | {
@@ -84,15 +77,12 @@ def _side_by_side(plain: Any, branch: Any, rows: Sequence[tuple[Image.Image, int
                 axes.imshow(np.asarray(panel), interpolation="nearest" if column == 0 else "bilinear", aspect="auto")
                 axes.set_axis_off()
                 if row == 0:
-                    axes.set_title(name, fontsize=8.5, color=_INK, loc="left", pad=4)
+                    axes.set_title(name, fontsize=8.5, color=INK, loc="left", pad=4)
                 text = _short(names[label]) if column == 0 else _answer(found[name], row, names)
-                axes.text(0, -0.03, text, transform=axes.transAxes, va="top", color=_QUIET)
+                axes.text(0, -0.03, text, transform=axes.transAxes, va="top", color=QUIET)
         note = "each map stretched from its lowest to its highest value; pictures: the test split's first of each class"
-        drawing.text(0.1 / width, 0.1 / height, note, color=_QUIET, va="bottom")
-        written = io.BytesIO()
-        drawing.savefig(written, format="png", dpi=_DPI)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(written.getvalue())
+        drawing.text(0.1 / width, 0.1 / height, note, color=QUIET, va="bottom")
+        rendered(drawing, path)
 
 
 def _answer(explanation: Any, row: int, names: Sequence[str]) -> str:
@@ -103,5 +93,4 @@ def _answer(explanation: Any, row: int, names: Sequence[str]) -> str:
 
 
 def _short(name: str) -> str:
-    name = first_name(name)
-    return name if len(name) <= 22 else name[:21] + "…"
+    return shortened(first_name(name), 22)
