@@ -1,5 +1,6 @@
 """From a picture to the tensor a network takes; saved with the weights so that both always travel together."""
 
+import functools
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -69,7 +70,7 @@ class Preprocessing:
         return (images * std + mean).clamp(0, 1)
 
     def _constants(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        return like.new_tensor(self.mean).view(3, 1, 1), like.new_tensor(self.std).view(3, 1, 1)
+        return _column(tuple(self.mean), like.dtype, like.device), _column(tuple(self.std), like.dtype, like.device)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain values for a JSON file."""
@@ -82,3 +83,10 @@ class Preprocessing:
             key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
         }
         return cls(**plain)
+
+
+@functools.lru_cache(maxsize=32)
+def _column(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return values as (3, 1, 1) on a device; kept, because a copy to a GPU would wait for it at every step."""
+    with torch.inference_mode(mode=False):
+        return torch.tensor(values, dtype=dtype, device=device).view(3, 1, 1)
