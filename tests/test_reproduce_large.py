@@ -1,11 +1,13 @@
 """Cells on large pictures: CelebA in miniature, trained as `abn train` does, stopped, continued and recorded."""
 
 import dataclasses
+import json
 from queue import Queue
 
 import numpy as np
 import pytest
 import timm
+from PIL import Image
 
 from attention_branch.data import open_data
 from attention_branch.errors import UserError
@@ -18,7 +20,8 @@ from attention_branch.reproduce.large_run import run_large
 from attention_branch.reproduce.plan import Protocol, make_jobs
 from attention_branch.reproduce.results import read_groups, table_rows
 from attention_branch.reproduce.sources import open_origin, parse_data
-from attention_branch.training import journal
+from attention_branch.training import journal, train
+from attention_branch.training import run as training
 from test_data_paper_sets import settings, write_celeba
 
 assert settings  # the counts of the official set are replaced by those of the small one, for every test
@@ -88,6 +91,71 @@ def test_a_stopped_cell_goes_on_where_it_was(jobs, monkeypatch):
     assert [(one.kind, one.epoch) for one in reports(queue)] == [("begun", 1), ("finished", 2)]
     curves = records.read(job.record)["curves"]
     assert len(curves["validation_error"]) == 2
+
+
+@pytest.fixture
+def cars(tmp_path):
+    """Comp-Cars as given: pictures in the order of their models, of train and validation alone, and their runs."""
+    (tmp_path / "cars").mkdir()
+    lines = ["file_name,split,model,maker"]
+    for number in range(48):
+        model = number * 6 // 48
+        split = "validation" if number % 4 == 3 else "train"
+        pixels = np.random.default_rng(number).integers(0, 40, (32, 32, 3)) + 35 * model
+        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "cars" / f"{number:02d}.png")
+        lines.append(f"{number:02d}.png,{split},m{model},k{model // 2}")
+    (tmp_path / "cars" / "metadata.csv").write_text("\n".join(lines))
+    (origin,) = [found for found in parse_data([f"compcars={tmp_path}/cars"]) if found.name == "compcars"]
+    data = open_origin(origin)
+
+    def jobs(arms=("plain",), seeds=(0,), epochs=1):
+        cells = [Cell("resnet20", "compcars", arm) for arm in arms]
+        made = make_jobs(cells, origin, data, Protocol(epochs=epochs), list(seeds), tmp_path / "runs", False)
+        small = {"pretrained": False, "image_size": 32, "batch_size": 8, "workers": 0}
+        return [dataclasses.replace(job, config=dataclasses.replace(job.config, **small)) for job in made]
+
+    return jobs, data
+
+
+def test_every_seed_has_the_splits_of_the_protocol(cars):
+    jobs, data = cars
+    assert [len(images) for images in data.splits.values()] == [32, 4, 12]
+    made = jobs(seeds=(0, 3))
+    queue = Queue()
+    for job in made:
+        run_large(job, "cpu", queue)
+        assert reports(queue)[-1].kind == "finished"
+        written = json.loads((job.record.with_suffix("") / "config.json").read_text())
+        assert written["data"]["fingerprint"] == data.record()["fingerprint"]
+        assert written["settings"]["seed"] == job.config.seed
+        # Its validation split is the test split, as on small pictures; none of it was trained on.
+        assert records.unpack(records.read(job.record)["test_answers"]).shape == (12, 2)
+    # The same training on other splits is another run.
+    config = dataclasses.replace(made[1].config, resume=str(made[1].record.with_suffix("")), epochs=2)
+    with pytest.raises(UserError, match="no longer holds the images"):
+        train(config, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("device", "accelerator", "devices"), [("cuda:1", "gpu", [1]), ("cuda", "gpu", [0]), ("cpu", "cpu", 1)]
+)
+def test_a_run_takes_the_device_it_was_given_and_no_other(cars, monkeypatch, device, accelerator, devices):
+    asked = {}
+
+    def trainer(**settings):
+        asked.update(settings)
+        raise UserError("far enough")
+
+    monkeypatch.setattr(training.torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(training.torch.cuda, "get_device_name", lambda _: "a GPU")
+    monkeypatch.setattr(training.L, "Trainer", trainer)
+    queue = Queue()
+    (job,) = cars[0]()
+    run_large(job, device, queue)
+    assert "far enough" in reports(queue)[-1].text
+    assert {name: asked[name] for name in ("accelerator", "devices", "num_nodes", "strategy")} == {
+        "accelerator": accelerator, "devices": devices, "num_nodes": 1, "strategy": "auto",
+    }  # fmt: skip
 
 
 def test_weights_that_cannot_be_loaded_are_said(jobs, monkeypatch):

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from attention_branch.data import open_data
+from attention_branch.errors import UserError
 from attention_branch.evaluation import evaluate
 from attention_branch.evaluation.evaluation import SINGLE, Evaluation
 from attention_branch.models import load_model
 from attention_branch.models.cost import cost
 from attention_branch.reproduce import record as records
 from attention_branch.reproduce.plan import Job
+from attention_branch.reproduce.sources import open_origin
 from attention_branch.reproduce.worker import Report, guarded
 from attention_branch.training import train
 from attention_branch.training.journal import read_metrics
@@ -40,19 +41,21 @@ def _run(job: Job, device: str, reports: Any) -> None:
     folder = run_folder(job)
     begun = (folder / "config.json").exists()
     reports.put(Report("begun", job.name, len(read_metrics(folder)) if begun else 0, job.config.epochs))
+    data = open_origin(job.origin)
+    if data.record()["fingerprint"] != job.data["fingerprint"]:
+        raise UserError(f"The pictures of '{job.origin.spec}' changed while they were used; start again.")
     place: dict[str, Any] = {"resume": str(folder), "out": None} if begun else {"out": str(folder)}
-    config = dataclasses.replace(job.config, accelerator="cpu" if device == "cpu" else "gpu", **place)
+    config = dataclasses.replace(job.config, accelerator="cpu" if device == "cpu" else "gpu", devices=1, **place)
     record = records.begin(job) | records.surroundings(device, torch.get_num_threads())
     records.write(job.record, record)
-    train(config)
+    # The splits of every arm and seed are the same, whatever the seed of the training.
+    train(config, data=data, device=device)
     # Evaluating a large test set takes a while; a stop during it loses only that.
-    data = open_data(job.config.data, seed=job.config.seed)
-    images = data.test or data.validation
-    assert images is not None
+    assert data.test is not None
     found = {}
     for name in ("last", "model"):
         network = load_model(folder / name, device=device)
-        found[name] = evaluate(network, images, batch_size=64, workers=os.cpu_count() or 1, progress=False)
+        found[name] = evaluate(network, data.test, batch_size=64, workers=os.cpu_count() or 1, progress=False)
         if name == "last":
             counted = cost(network)
             record["cost"] = {"parameters": counted.parameters, "multiply_adds": counted.multiply_adds}
