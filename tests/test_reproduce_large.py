@@ -7,11 +7,13 @@ from queue import Queue
 import numpy as np
 import pytest
 import timm
+import torch
 from PIL import Image
 
 from attention_branch.data import open_data
 from attention_branch.errors import UserError
-from attention_branch.evaluation import evaluate_run
+from attention_branch.evaluation import evaluate, evaluate_run
+from attention_branch.reproduce import large_run
 from attention_branch.reproduce import record as records
 from attention_branch.reproduce.cells import Cell
 from attention_branch.reproduce.conduct import reproduce
@@ -134,6 +136,45 @@ def test_every_seed_has_the_splits_of_the_protocol(cars):
     config = dataclasses.replace(made[1].config, resume=str(made[1].record.with_suffix("")), epochs=2)
     with pytest.raises(UserError, match="no longer holds the images"):
         train(config, device="cpu")
+
+
+def test_shuffled_maps_are_of_any_class(cars, monkeypatch):
+    """Every class lies together in the splits; evaluated so, a neighbour's map would be of the same class."""
+    jobs, data = cars
+    (job,) = jobs(["shuffled"])
+    evaluated = []
+
+    def remember(network, images, **settings):
+        evaluated.append((network, images, evaluate(network, images, **settings)))
+        return evaluated[-1][2]
+
+    monkeypatch.setattr(large_run, "evaluate", remember)
+    validated = []
+    make = training.make_loader
+
+    def loader(images, *arguments, train, **settings):
+        validated.extend([] if train else [images])
+        return make(images, *arguments, train=train, **settings)
+
+    monkeypatch.setattr(training, "make_loader", loader)
+    run_large(job, "cpu", Queue())
+    for images, split in ((evaluated[0][1], data.test), (validated[0], data.validation)):
+        assert sorted(images.ids) == sorted(split.ids)
+        assert images.ids != split.ids
+    models = evaluated[0][1].targets["model"]
+    assert (models != np.roll(models, 1)).mean() > 0.5
+    assert (data.test.targets["model"] != np.roll(data.test.targets["model"], 1)).mean() == 0.5
+
+    # The answers are those to the pictures in the order of the split, whatever order they were shown in.
+    answers = records.unpack(records.read(job.record)["test_answers"])
+    order = [data.test.ids.index(name) for name in evaluated[0][1].ids]
+    network = evaluated[0][0]
+    with torch.inference_mode():
+        pixels = torch.stack([network.preprocessing.tensor(data.test[place].image) for place in order])
+        logits = network(pixels).logits
+    for column, head in enumerate(("model", "maker")):
+        right = logits[head].argmax(1).numpy() == data.test.targets[head][order]
+        assert np.array_equal(answers[order, column], right)
 
 
 @pytest.mark.parametrize(

@@ -52,10 +52,13 @@ def _run(job: Job, device: str, reports: Any) -> None:
     train(config, data=data, device=device)
     # Evaluating a large test set takes a while; a stop during it loses only that.
     assert data.test is not None
+    # As on small pictures: another image's map must be one of any class, whatever the order of the split.
+    order = np.random.default_rng(0).permutation(len(data.test))
+    images = data.test.subset(order)
     found = {}
     for name in ("last", "model"):
         network = load_model(folder / name, device=device)
-        found[name] = evaluate(network, data.test, batch_size=64, workers=os.cpu_count() or 1, progress=False)
+        found[name] = evaluate(network, images, batch_size=64, workers=os.cpu_count() or 1, progress=False)
         if name == "last":
             counted = cost(network)
             record["cost"] = {"parameters": counted.parameters, "multiply_adds": counted.multiply_adds}
@@ -68,7 +71,7 @@ def _run(job: Job, device: str, reports: Any) -> None:
         "best_on_validation": {"epoch": best + 1, **_errors(found["model"], lines[best])},
         # The test set is not looked at after every epoch here.
         "best_on_test": {},
-        "test_answers": records.pack(_right(found["last"])),
+        "test_answers": records.pack(_right(found["last"], order)),
         "map": _map(found["last"], lines[-1]),
     }
     record["cost"] |= {
@@ -92,8 +95,10 @@ def _errors(found: Evaluation, line: dict[str, Any]) -> dict[str, Any]:
     return errors
 
 
-def _right(found: Evaluation) -> np.ndarray:
-    columns = [head.predictions.predicted == head.predictions.targets for head in found.heads.values()]
+def _right(found: Evaluation, order: np.ndarray) -> np.ndarray:
+    """Return which images were answered rightly, (N,) or (N, heads), in the order of the split."""
+    back = np.argsort(order)
+    columns = [(head.predictions.predicted == head.predictions.targets)[back] for head in found.heads.values()]
     return columns[0] if list(found.heads) == [SINGLE] else np.stack(columns, axis=1)
 
 

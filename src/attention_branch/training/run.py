@@ -269,6 +269,10 @@ def _loaders(
 ) -> tuple[ImageLoader, ImageLoader]:
     assert data.train is not None
     assert data.validation is not None
+    validation = data.validation
+    if config.map_control == "shuffled":
+        # Another image's map must be one of any class, whatever the order of the split.
+        validation = validation.subset(np.random.default_rng(0).permutation(len(validation)))
     piece = config.batch_size // config.accumulate
     shared: dict[str, Any] = {
         "workers": config.workers,
@@ -279,7 +283,7 @@ def _loaders(
     }
     return (
         make_loader(data.train, model.preprocessing, piece, train=True, augment=config.augment, **shared),
-        make_loader(data.validation, model.preprocessing, piece, train=False, **shared),
+        make_loader(validation, model.preprocessing, piece, train=False, **shared),
     )
 
 
