@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from rich.console import Console
 
 from attention_branch.data import open_data
 from attention_branch.errors import UserError
@@ -218,6 +219,10 @@ def test_what_they_take_is_told_from_steps(jobs):
     assert seconds > 0
 
 
-def test_a_part_of_large_data_is_refused(jobs, tmp_path):
+def test_a_part_of_large_data_is_refused(jobs, tmp_path, capsys):
+    said = Console(width=400, record=True)
+    place = {"data": [f"celeba={tmp_path}/faces"], "out": tmp_path / "out", "console": said}
     with pytest.raises(UserError, match="--train-images is for pictures that are kept in memory"):
-        reproduce("table4", data=[f"celeba={tmp_path}/faces"], out=tmp_path / "out", protocol=Protocol(train_images=5))
+        reproduce("table4", protocol=Protocol(train_images=5), **place)
+    left = "resnet101/celeba/wider-parameters, resnet101/celeba/wider-multiply-adds"
+    assert f"Left out 2 cells ({left}): the others start from pretrained weights" in said.export_text()

@@ -18,11 +18,11 @@ from attention_branch.data import DataSet
 from attention_branch.errors import UserError
 from attention_branch.files import disk_error, require_folder
 from attention_branch.reproduce import record as records
-from attention_branch.reproduce.cells import FIGURES, Cell, cells_for, choose
+from attention_branch.reproduce.cells import FIGURES, Cell, cells_for
 from attention_branch.reproduce.estimate import estimate, estimate_large
 from attention_branch.reproduce.figures import draw_figure
 from attention_branch.reproduce.large_run import run_large, stop_gently
-from attention_branch.reproduce.plan import LARGE, Job, Protocol, make_jobs
+from attention_branch.reproduce.plan import LARGE, Job, Protocol, make_jobs, startable
 from attention_branch.reproduce.progress import Progress
 from attention_branch.reproduce.small_run import Arrays, preprocessing_of, thread_count
 from attention_branch.reproduce.sources import Origin, missing, open_origin, parse_data
@@ -57,10 +57,15 @@ def reproduce(
     began = time.time()
     folder = require_folder(out)
     origins = parse_data(data)
-    wanted = cells_for(what)
-    if cells:
-        wanted = choose(wanted, cells)
+    wanted, lacking = startable(cells_for(what), cells, protocol)
     runnable = _with_data(wanted, origins, console)
+    roles = {origin.kind.role for origin, _ in runnable}
+    if left := [cell.name for cell in lacking if cell.role in roles]:
+        console.print(
+            f"[yellow]Left out {len(left)} cells[/yellow] ({', '.join(left)}): the others start from pretrained "
+            "weights, there are none of that width, and from scratch they could not be compared.",
+            highlight=False,
+        )
     if protocol.train_images is not None and any(origin.kind.role in LARGE for origin, _ in runnable):
         raise UserError(
             f"--train-images is for pictures that are kept in memory, not for {' or '.join(LARGE)}; leave it out, or "
