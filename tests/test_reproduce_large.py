@@ -200,6 +200,29 @@ def test_a_run_takes_the_device_it_was_given_and_no_other(cars, monkeypatch, dev
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("name", "labels", "words"),
+    [
+        ("celeba", {"kind": 3}, "has 3 classes, and CelebA has 40 heads of two classes; name other data for 'celeba'"),
+        ("celeba", dict.fromkeys("abcde", 2), "has 5 heads, and CelebA has 40"),
+        ("celeba", {f"a{n}": 2 + (n == 7) for n in range(40)}, "has 40 heads, of which 'a7' has 3 classes, and CelebA"),
+        ("compcars", {"model": 3, "make": 2}, "has the heads model, make, and Comp-Cars has the heads model and maker"),
+        ("compcars", {"model": 3}, "has 3 classes, and Comp-Cars has the heads model and maker"),
+        ("imagenet", {"a": 2, "b": 3}, "has the heads a, b, and ImageNet has 1000 classes"),
+    ],
+)
+def test_data_as_given_must_have_the_labels_of_its_set(tmp_path, name, labels, words):
+    lines = [",".join(["file_name", "split", *labels])]
+    for number in range(12):
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / f"{number}.png")
+        values = [f"c{number % classes}" for classes in labels.values()]
+        lines.append(",".join([f"{number}.png", ("train", "test")[number // 6], *values]))
+    (tmp_path / "metadata.csv").write_text("\n".join(lines))
+    (origin,) = [found for found in parse_data([f"{name}={tmp_path}"]) if found.name == name]
+    with pytest.raises(UserError, match=words):
+        open_origin(origin)
+
+
 def test_weights_that_cannot_be_loaded_are_said(jobs, monkeypatch):
     def unreachable(*_, **__):
         raise OSError("We couldn't connect to the hub")
