@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 from queue import Queue
 
 import numpy as np
@@ -25,6 +26,8 @@ from attention_branch.reproduce.results import read_groups, table_rows
 from attention_branch.reproduce.sources import open_origin, parse_data
 from attention_branch.training import journal, train
 from attention_branch.training import run as training
+from attention_branch.training.checkpoints import CheckpointFiles, epochs_kept
+from attention_branch.training.module import Classifier
 from test_data_paper_sets import settings, write_celeba
 
 assert settings  # the counts of the official set are replaced by those of the small one, for every test
@@ -51,7 +54,8 @@ def test_a_cell_of_table_4(jobs, tmp_path):
     for job in jobs:
         assert job.large
         run_large(job, "cpu", queue)
-    assert [one.kind for one in reports(queue)] == ["begun", "finished"] * 2
+    told = [(one.kind, one.epoch) for one in reports(queue)]
+    assert told == [("begun", 0), ("epoch", 1), ("epoch", 2), ("finished", 2)] * 2
     record = records.read(jobs[1].record)
     assert records.is_finished(record)
     assert record["epochs_done"] == 2
@@ -75,7 +79,7 @@ def test_a_cell_of_table_4(jobs, tmp_path):
     assert rows["ResNet101", "odds"]["mean"] == sum(branch[head] > plain[head] for head in branch)
 
 
-def test_a_stopped_cell_goes_on_where_it_was(jobs, monkeypatch):
+def test_a_stopped_cell_goes_on_where_it_was(jobs, monkeypatch, tmp_path):
     job = jobs[0]
     queue = Queue()
     draw = journal.Journal.on_train_epoch_end
@@ -89,11 +93,83 @@ def test_a_stopped_cell_goes_on_where_it_was(jobs, monkeypatch):
     run_large(job, "cpu", queue)
     assert [(one.kind, one.epoch) for one in reports(queue)] == [("begun", 0), ("stopped", 1)]
     assert not records.is_finished(records.read(job.record))
+
+    # Stopped between the line of an epoch and its checkpoint: what is kept is what the checkpoint holds.
+    def torn(*_, **__):
+        raise KeyboardInterrupt
+
     monkeypatch.setattr(journal.Journal, "on_train_epoch_end", draw)
+    with monkeypatch.context() as within:
+        within.setattr(CheckpointFiles, "save_checkpoint", torn)
+        run_large(job, "cpu", queue)
+    assert len(journal.read_metrics(job.record.with_suffix(""))) == 2
+    assert [(one.kind, one.epoch) for one in reports(queue)] == [("begun", 1), ("stopped", 1)]
+
+    # Stopped while the test set is evaluated: nothing is trained again.
+    with monkeypatch.context() as within:
+        within.setattr(large_run, "evaluate", torn)
+        run_large(job, "cpu", queue)
+    assert [(one.kind, one.epoch) for one in reports(queue)] == [("begun", 1), ("epoch", 2), ("stopped", 2)]
     run_large(job, "cpu", queue)
-    assert [(one.kind, one.epoch) for one in reports(queue)] == [("begun", 1), ("finished", 2)]
+    assert [(one.kind, one.epoch) for one in reports(queue)] == [("begun", 2), ("finished", 2)]
     curves = records.read(job.record)["curves"]
     assert len(curves["validation_error"]) == 2
+    assert epochs_kept(tmp_path / "nowhere.ckpt") == 0
+
+
+def slowed(monkeypatch, seconds):
+    """Let every training step take so long."""
+    step, taken = Classifier.training_step, []
+
+    def slow(self, *arguments):
+        taken.append(1)
+        time.sleep(seconds)
+        return step(self, *arguments)
+
+    monkeypatch.setattr(Classifier, "training_step", slow)
+    return taken
+
+
+def test_a_budget_too_short_for_an_epoch_is_said_with_what_one_takes(cars, monkeypatch):
+    """32 pictures in steps of two, 0.1 s each: 1.6 s an epoch and a little."""
+    taken = slowed(monkeypatch, 0.1)
+    queue = Queue()
+    (job,) = cars[0](batch_size=2, epochs=2)
+    run_large(job, "cpu", queue, deadline=time.time() + 1.5)
+    begun, short = reports(queue)
+    assert (begun.kind, short.kind, short.epoch) == ("begun", "short", 0)
+    assert 1.6 < short.seconds < 6
+    assert len(taken) == 8
+    assert not records.is_finished(records.read(job.record))
+
+    # With time enough the same run is begun anew, and finished.
+    run_large(job, "cpu", queue, deadline=time.time() + 600)
+    assert [(one.kind, one.epoch) for one in reports(queue)] == [
+        ("begun", 0),
+        ("epoch", 1),
+        ("epoch", 2),
+        ("finished", 2),
+    ]
+
+
+def test_a_stop_at_the_deadline_tells_too_few_steps_apart_from_kept_epochs(cars, monkeypatch):
+    """16 steps an epoch; the budget's end comes in the third, too early to be foreseen."""
+    step, taken = Classifier.training_step, []
+
+    def third(self, *arguments):
+        taken.append(1)
+        if len(taken) in (3, 20):
+            raise KeyboardInterrupt
+        return step(self, *arguments)
+
+    monkeypatch.setattr(Classifier, "training_step", third)
+    queue = Queue()
+    (job,) = cars[0](batch_size=2, epochs=2)
+    run_large(job, "cpu", queue, deadline=time.time() - 1e-3)
+    assert [(one.kind, one.epoch) for one in reports(queue)] == [("begun", 0), ("short", 0)]
+    # An epoch and a step later: this one is kept.
+    run_large(job, "cpu", queue)
+    assert [(one.kind, one.epoch) for one in reports(queue)] == [("begun", 0), ("epoch", 1), ("stopped", 1)]
 
 
 @pytest.fixture
@@ -111,10 +187,10 @@ def cars(tmp_path):
     (origin,) = [found for found in parse_data([f"compcars={tmp_path}/cars"]) if found.name == "compcars"]
     data = open_origin(origin)
 
-    def jobs(arms=("plain",), seeds=(0,), epochs=1):
+    def jobs(arms=("plain",), seeds=(0,), epochs=1, batch_size=8):
         cells = [Cell("resnet20", "compcars", arm) for arm in arms]
         made = make_jobs(cells, origin, data, Protocol(epochs=epochs), list(seeds), tmp_path / "runs", False)
-        small = {"pretrained": False, "image_size": 32, "batch_size": 8, "workers": 0}
+        small = {"pretrained": False, "image_size": 32, "batch_size": batch_size, "workers": 0}
         return [dataclasses.replace(job, config=dataclasses.replace(job.config, **small)) for job in made]
 
     return jobs, data

@@ -234,8 +234,10 @@ def _work_off_large(jobs: list[Job], device: str, deadline: float | None, progre
     for job in jobs:
         if deadline is not None and time.time() > deadline:
             break
+        if any(other.name in progress.short for other in jobs if (other.cell, other.origin) == (job.cell, job.origin)):
+            continue  # the same network with another seed takes as long, and there is less time now
         reports = context.Queue()
-        process = context.Process(target=run_large, args=(job, device, reports))
+        process = context.Process(target=run_large, args=(job, device, reports, deadline))
         process.start()
         interrupted = False
         try:
@@ -246,6 +248,9 @@ def _work_off_large(jobs: list[Job], device: str, deadline: float | None, progre
         stop_gently(process)
         while _listen(reports, progress, wait=0.5):
             pass
+        if job.name in progress.short:
+            minutes = progress.short[job.name] / 60
+            progress.say(f"no time   {job.name}: an epoch takes about {minutes:.1f} minutes here, more than is left")
         if interrupted or process.exitcode:
             return Ended(interrupted, (process.exitcode,) if process.exitcode else ())
     return Ended()
