@@ -6,7 +6,7 @@ from attention_branch.errors import UserError
 from attention_branch.models.cost import cost
 from attention_branch.reproduce.arms import ARMS, backbone_options, network_cost
 from attention_branch.reproduce.cells import NOT_BUILT, Cell, cells_for, cells_of, choose
-from attention_branch.reproduce.plan import Protocol, kept_settings, recipe_of, settings
+from attention_branch.reproduce.plan import Protocol, kept_settings, recipe_of, settings, startable
 from attention_branch.reproduce.published import PUBLISHED
 from attention_branch.reproduce.sources import KINDS, Origin, missing, parse_data
 from attention_branch.training import RECIPES
@@ -104,6 +104,26 @@ def test_wider_arms_cost_what_the_papers_network_costs(network, size):
         kind = ARMS[arm].equal
         assert getattr(found, kind) == pytest.approx(getattr(wanted, kind), rel=0.02)
         assert options.get("stem_stride", 1) == own.get("stem_stride", 1)
+
+
+@pytest.mark.parametrize("protocol", ["published", "modern"])
+def test_wider_networks_are_left_out_where_the_others_start_from_pretrained_weights(protocol):
+    wider = {"wider-parameters", "wider-multiply-adds"}
+    for table, role, networks in (("table3", "compcars", 2), ("table4", "celeba", 1)):
+        kept, lacking = startable(cells_for(table), [], Protocol(protocol))
+        assert len(lacking) == 2 * networks
+        assert {(cell.role, cell.arm) for cell in lacking} == {(role, arm) for arm in wider}
+        assert not {cell.arm for cell in kept if cell.role == role} & wider
+        # The stand-ins are trained from scratch, as ImageNet is.
+        assert wider <= {cell.arm for cell in kept if cell.role != role}
+    assert not startable(cells_for("table2"), ["*/imagenet/wider-*"], Protocol(protocol))[1]
+
+    # Among other cells they are left out, by name they are refused.
+    kept, lacking = startable(cells_for("table4"), ["*/*/wider-parameters"], Protocol())
+    assert [cell.name for cell in kept] == ["resnet20/mosaics/wider-parameters"]
+    assert [cell.name for cell in lacking] == ["resnet101/celeba/wider-parameters"]
+    with pytest.raises(UserError, match=r"'\*/celeba/wider-\*' cannot be run: celeba starts from pretrained weights"):
+        startable(cells_for("table4"), ["resnet20", "*/celeba/wider-*"], Protocol(protocol))
 
 
 def origin(name="cifar10"):

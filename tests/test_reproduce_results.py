@@ -164,7 +164,7 @@ def test_rows_have_what_is_promised(folder, capsys):
     rows = json.loads(capsys.readouterr().out)
     assert isinstance(rows, list)
     for row in rows:
-        assert {"table", "row", "column", "published", "ours"} <= set(row)
+        assert {"table", "row", "column", "published", "ours", "note"} <= set(row)
         assert row["ours"] is None or {"mean", "std", "n", "data"} <= set(row["ours"])
     published = {(number.table, number.row, number.column) for number in PUBLISHED}
     assert published <= {(row["table"], row["row"], row["column"]) for row in rows}
@@ -181,6 +181,21 @@ def test_the_page_and_the_terminal_show_the_same(folder, tmp_path):
     assert "31.40 ± 1.14" in page.text
     assert "Clearly better than the plain backbone (-1.40 points of error, from -2.08 to -0.72, 5 seeds)." in page.text
     assert "nan" not in page.text.lower().split()
+
+
+def test_table_4_says_that_the_authors_code_is_another_network(tmp_path):
+    write(tmp_path, heads_record("resnet101", "celeba", "residual", 0, {"a": 0.9, "b": 0.8}))
+    groups = read_groups([tmp_path])
+    noted = {(row["table"], row["row"], row["column"]) for row in all_rows(groups) if row["note"]}
+    assert noted == {("table4", "ABN", "average accuracy"), ("table4", "ResNet101", "odds")}
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
+    print_tables(groups, console)
+    text = console.export_text()
+    assert text.count("† The authors' CelebA code multiplies by the map alone, g(x)*M(x)") == 1
+    assert "ABN †" in text
+    page = Page(write_tables_page(tmp_path / "page.html", groups).read_text())
+    assert page.text.count("† The authors' CelebA code multiplies by the map alone, g(x)*M(x)") == 1
+    assert "ABN, average accuracy †" in page.text
 
 
 def test_packed_answers_come_back():

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from attention_branch.errors import UserError, did_you_mean
 from attention_branch.reproduce.arms import ARMS, Arm
-from attention_branch.reproduce.published import PUBLISHED, Published
+from attention_branch.reproduce.published import ODDS, PUBLISHED, Published
 
 # Table 1's rows as networks: first what the authors' code builds under that name, then the true depth.
 DEPTHS = {
@@ -85,6 +85,21 @@ def cells_of(number: Published) -> tuple[Cell, ...]:
     else:
         role, arm = ROLES[number.column], "residual" if number.row.endswith("ABN") else "plain"
     return tuple(Cell(network, role, arm) for network in networks_of(number))
+
+
+def note_on(number: Published) -> str | None:
+    """Return what a reader must know to compare a published number with ours, a sentence; None where there is nothing.
+
+    Source: the authors' ABN_CelebA_Chainer (M * g, no sigmoid before it).
+    """
+    # The odds of another network count the attributes on which ABN is better, which we count for those we run.
+    counted = number.column == ODDS and number.row not in NOT_BUILT
+    if number.table != "table4" or not (number.row == "ABN" or counted):
+        return None
+    return (
+        "The authors' CelebA code multiplies by the map alone, g(x)*M(x), and its maps are raw, without a sigmoid; our "
+        "ABN is the arm residual, g(x)*(1+M(x)) with a sigmoid."
+    )
 
 
 CONSTRUCTED = {"table3": ("resnet20", "two-level"), "table4": ("resnet20", "mosaics")}

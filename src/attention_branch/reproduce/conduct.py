@@ -18,11 +18,11 @@ from attention_branch.data import DataSet
 from attention_branch.errors import UserError
 from attention_branch.files import disk_error, require_folder
 from attention_branch.reproduce import record as records
-from attention_branch.reproduce.cells import FIGURES, Cell, cells_for, choose
+from attention_branch.reproduce.cells import FIGURES, Cell, cells_for
 from attention_branch.reproduce.estimate import estimate, estimate_large
 from attention_branch.reproduce.figures import draw_figure
 from attention_branch.reproduce.large_run import run_large, stop_gently
-from attention_branch.reproduce.plan import LARGE, Job, Protocol, make_jobs
+from attention_branch.reproduce.plan import LARGE, Job, Protocol, make_jobs, startable
 from attention_branch.reproduce.progress import Progress
 from attention_branch.reproduce.small_run import Arrays, preprocessing_of, thread_count
 from attention_branch.reproduce.sources import Origin, missing, open_origin, parse_data
@@ -57,10 +57,15 @@ def reproduce(
     began = time.time()
     folder = require_folder(out)
     origins = parse_data(data)
-    wanted = cells_for(what)
-    if cells:
-        wanted = choose(wanted, cells)
+    wanted, lacking = startable(cells_for(what), cells, protocol)
     runnable = _with_data(wanted, origins, console)
+    roles = {origin.kind.role for origin, _ in runnable}
+    if left := [cell.name for cell in lacking if cell.role in roles]:
+        console.print(
+            f"[yellow]Left out {len(left)} cells[/yellow] ({', '.join(left)}): the others start from pretrained "
+            "weights, there are none of that width, and from scratch they could not be compared.",
+            highlight=False,
+        )
     if protocol.train_images is not None and any(origin.kind.role in LARGE for origin, _ in runnable):
         raise UserError(
             f"--train-images is for pictures that are kept in memory, not for {' or '.join(LARGE)}; leave it out, or "
@@ -229,8 +234,10 @@ def _work_off_large(jobs: list[Job], device: str, deadline: float | None, progre
     for job in jobs:
         if deadline is not None and time.time() > deadline:
             break
+        if any(other.name in progress.short for other in jobs if (other.cell, other.origin) == (job.cell, job.origin)):
+            continue  # the same network with another seed takes as long, and there is less time now
         reports = context.Queue()
-        process = context.Process(target=run_large, args=(job, device, reports))
+        process = context.Process(target=run_large, args=(job, device, reports, deadline))
         process.start()
         interrupted = False
         try:
@@ -241,6 +248,9 @@ def _work_off_large(jobs: list[Job], device: str, deadline: float | None, progre
         stop_gently(process)
         while _listen(reports, progress, wait=0.5):
             pass
+        if job.name in progress.short:
+            minutes = progress.short[job.name] / 60
+            progress.say(f"no time   {job.name}: an epoch takes about {minutes:.1f} minutes here, more than is left")
         if interrupted or process.exitcode:
             return Ended(interrupted, (process.exitcode,) if process.exitcode else ())
     return Ended()

@@ -10,16 +10,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from attention_branch.data import open_data
+from attention_branch.errors import UserError
 from attention_branch.evaluation import evaluate
 from attention_branch.evaluation.evaluation import SINGLE, Evaluation
 from attention_branch.models import load_model
 from attention_branch.models.cost import cost
 from attention_branch.reproduce import record as records
+from attention_branch.reproduce.pace import Pace, TooShortError
 from attention_branch.reproduce.plan import Job
+from attention_branch.reproduce.sources import open_origin
 from attention_branch.reproduce.worker import Report, guarded
 from attention_branch.training import train
-from attention_branch.training.journal import read_metrics
+from attention_branch.training.checkpoints import epochs_kept
+from attention_branch.training.journal import CHECKPOINT, read_metrics
 
 
 def run_folder(job: Job) -> Path:
@@ -27,28 +30,48 @@ def run_folder(job: Job) -> Path:
     return job.record.with_suffix("")
 
 
-def run_large(job: Job, device: str, reports: Any) -> None:
-    """Train, evaluate and record one run in this process; it is stopped by SIGINT and goes on when called again."""
+def run_large(job: Job, device: str, reports: Any, deadline: float | None = None) -> None:
+    """Train, evaluate and record one run in this process; it is stopped by SIGINT and goes on when called again.
+
+    With a `deadline`, a `time.time()`, it ends by itself where the first epoch has no time, and says what one takes.
+    """
+    pace = Pace(job, reports, deadline)
     try:
-        guarded(reports, job, _run, job, device, reports)
+        guarded(reports, job, _run, job, device, reports, pace)
     except (SystemExit, KeyboardInterrupt):
-        done = len(read_metrics(run_folder(job)))
-        reports.put(Report("stopped", job.name, done, job.config.epochs))
+        in_budget = deadline is None or time.time() < deadline
+        seconds = None if in_budget else pace.epoch_seconds()
+        guarded(reports, job, _say_kept, job, reports, seconds)
 
 
-def _run(job: Job, device: str, reports: Any) -> None:
+def _say_kept(job: Job, reports: Any, seconds: float | None) -> None:
+    """Report what the next start goes on from; `seconds` an epoch takes where the budget has no time for one."""
+    kept = epochs_kept(run_folder(job) / CHECKPOINT)
+    reports.put(Report("stopped" if seconds is None else "short", job.name, kept, job.config.epochs, seconds))
+
+
+def _run(job: Job, device: str, reports: Any, pace: Pace) -> None:
     folder = run_folder(job)
     begun = (folder / "config.json").exists()
-    reports.put(Report("begun", job.name, len(read_metrics(folder)) if begun else 0, job.config.epochs))
+    reports.put(Report("begun", job.name, epochs_kept(folder / CHECKPOINT), job.config.epochs))
+    data = open_origin(job.origin)
+    if data.record()["fingerprint"] != job.data["fingerprint"]:
+        raise UserError(f"The pictures of '{job.origin.spec}' changed while they were used; start again.")
     place: dict[str, Any] = {"resume": str(folder), "out": None} if begun else {"out": str(folder)}
-    config = dataclasses.replace(job.config, accelerator="cpu" if device == "cpu" else "gpu", **place)
+    config = dataclasses.replace(job.config, accelerator="cpu" if device == "cpu" else "gpu", devices=1, **place)
     record = records.begin(job) | records.surroundings(device, torch.get_num_threads())
     records.write(job.record, record)
-    train(config)
+    # The splits of every arm and seed are the same, whatever the seed of the training.
+    try:
+        train(config, data=data, device=device, callbacks=[pace])
+    except TooShortError:
+        _say_kept(job, reports, pace.epoch_seconds())
+        return
     # Evaluating a large test set takes a while; a stop during it loses only that.
-    data = open_data(job.config.data, seed=job.config.seed)
-    images = data.test or data.validation
-    assert images is not None
+    assert data.test is not None
+    # As on small pictures: another image's map must be one of any class, whatever the order of the split.
+    order = np.random.default_rng(0).permutation(len(data.test))
+    images = data.test.subset(order)
     found = {}
     for name in ("last", "model"):
         network = load_model(folder / name, device=device)
@@ -65,7 +88,7 @@ def _run(job: Job, device: str, reports: Any) -> None:
         "best_on_validation": {"epoch": best + 1, **_errors(found["model"], lines[best])},
         # The test set is not looked at after every epoch here.
         "best_on_test": {},
-        "test_answers": records.pack(_right(found["last"])),
+        "test_answers": records.pack(_right(found["last"], order)),
         "map": _map(found["last"], lines[-1]),
     }
     record["cost"] |= {
@@ -89,8 +112,10 @@ def _errors(found: Evaluation, line: dict[str, Any]) -> dict[str, Any]:
     return errors
 
 
-def _right(found: Evaluation) -> np.ndarray:
-    columns = [head.predictions.predicted == head.predictions.targets for head in found.heads.values()]
+def _right(found: Evaluation, order: np.ndarray) -> np.ndarray:
+    """Return which images were answered rightly, (N,) or (N, heads), in the order of the split."""
+    back = np.argsort(order)
+    columns = [(head.predictions.predicted == head.predictions.targets)[back] for head in found.heads.values()]
     return columns[0] if list(found.heads) == [SINGLE] else np.stack(columns, axis=1)
 
 

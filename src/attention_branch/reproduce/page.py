@@ -10,7 +10,7 @@ from attention_branch.reproduce.arms import ARMS
 from attention_branch.reproduce.findings import statements
 from attention_branch.reproduce.published import TABLES
 from attention_branch.reproduce.results import Group, studies, table_rows
-from attention_branch.reproduce.show import short_reason, spread
+from attention_branch.reproduce.show import mark, notes, short_reason, spread
 
 _COMPARED = {"plain": "less plain", "none": "less none", "wider-multiply-adds": "less same cost"}
 
@@ -109,11 +109,11 @@ def _table(name: str, title: str, rows: list[dict[str, Any]]) -> Sheet:
             ]  # fmt: skip
         else:
             cells = [Cell(row["printed"]), Cell("-"), Cell("-"), Cell("-", "", "quiet")]
-        shown.append((f"{row['row']}{depth}, {row['column']}", row["network"] if ours else "not run", cells))
+        shown.append((f"{row['row']}{depth}, {row['column']}{mark(row)}", row["network"] if ours else "not run", cells))
     reasons = dict.fromkeys(short_reason(row) for row in rows if row["reason"])
     note = "* the authors' own run of a baseline. Where the data is a stand-in its name stands below our number, and "
     note += "the two cannot be compared."
-    note += "".join(f" {reason}" for reason in reasons)
+    note += "".join(f" {sentence}" for sentence in (*notes(rows), *reasons))
     return Sheet(
         title,
         ("published", "ours, last epoch", "branch alone", "best on test"),

@@ -1,6 +1,7 @@
 """From a cell, its data and a seed to one run: every setting, the place of its record, and what must not change."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +11,7 @@ import torch
 from attention_branch.data import DataSet
 from attention_branch.errors import UserError
 from attention_branch.reproduce.arms import backbone_options
-from attention_branch.reproduce.cells import Cell, arm_of
+from attention_branch.reproduce.cells import Cell, arm_of, choose
 from attention_branch.reproduce.sources import Origin
 from attention_branch.training import RECIPES, TrainConfig, recipe
 from attention_branch.training.config import read_model_options
@@ -117,6 +118,30 @@ def recipe_of(cell: Cell, protocol: Protocol) -> str:
     if chosen not in RECIPES:
         raise UserError(f"There are no {protocol.name} settings for {cell.role}; use --protocol published.")
     return chosen
+
+
+def startable(cells: Sequence[Cell], patterns: Sequence[str], protocol: Protocol) -> tuple[list[Cell], list[Cell]]:
+    """Divide the cells that patterns name (all: none) into those that can be run and those that lack their weights.
+
+    Where the recipe starts from pretrained weights a wider network has none: nobody published weights of its width.
+    From scratch it could not be compared. Raises `UserError` for a pattern that names such cells alone.
+    """
+    for pattern in patterns:
+        named = choose(cells, [pattern])
+        if all(_lacks_weights(cell, protocol) for cell in named):
+            raise UserError(
+                f"'{pattern}' cannot be run: {named[0].role} starts from pretrained weights, and there are none of a "
+                "wider network; choose other cells."
+            )
+    chosen = choose(cells, patterns) if patterns else list(cells)
+    lacking = [cell for cell in chosen if _lacks_weights(cell, protocol)]
+    return [cell for cell in chosen if cell not in lacking], lacking
+
+
+def _lacks_weights(cell: Cell, protocol: Protocol) -> bool:
+    # Recipes of small pictures start from scratch, and not every set of them has modern settings to ask.
+    wider = cell.role in LARGE and arm_of(cell).equal is not None
+    return wider and recipe(recipe_of(cell, protocol)).pretrained
 
 
 def settings(

@@ -12,7 +12,7 @@ from scipy import stats
 from attention_branch.errors import UserError
 from attention_branch.reproduce import record as records
 from attention_branch.reproduce.arms import ARMS
-from attention_branch.reproduce.cells import NOT_BUILT, cells_of
+from attention_branch.reproduce.cells import NOT_BUILT, cells_of, note_on
 from attention_branch.reproduce.plan import OWN_RECIPES
 from attention_branch.reproduce.published import ACCURACY, ODDS, PUBLISHED, Published
 from attention_branch.reproduce.sources import missing
@@ -216,6 +216,7 @@ def _number(number: Published) -> dict[str, Any]:
         "unit": number.unit,
         "printed": number.printed,
         "published_is_own_run": number.own,
+        "note": note_on(number),
     }
 
 
@@ -320,6 +321,7 @@ def all_rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
                     "row": f"{study['network']}, {study['data']}",
                     "column": line["arm"],
                     "published": None,
+                    "note": None,
                     "unit": "error %",
                     "ours": line["last"] | {"data": study["data"], "protocol": study["protocol"]},
                     **described,

@@ -33,7 +33,7 @@ def _print_table(title: str, rows: list[dict[str, Any]], console: Console) -> No
     for row in rows:
         ours = row["ours"]
         depth = "" if row["authors_depth"] else " (true depth)"
-        cells = [f"{row['row']}{depth}", row["column"], row["printed"]]
+        cells = [f"{row['row']}{depth}{mark(row)}", row["column"], row["printed"]]
         if ours:
             cells += [
                 spread(ours),
@@ -44,6 +44,8 @@ def _print_table(title: str, rows: list[dict[str, Any]], console: Console) -> No
             cells += ["-", "-", ""]
         table.add_row(*cells)
     console.print(table)
+    for note in notes(rows):
+        console.print(f"  {note}", highlight=False, markup=False, soft_wrap=True)
     for reason in dict.fromkeys(short_reason(row) for row in rows if row["reason"]):
         console.print(f"  {reason}", highlight=False, markup=False, soft_wrap=True)
 
@@ -66,6 +68,16 @@ def _print_study(study: dict[str, Any], console: Console) -> None:
         "(Student's t) excludes zero.",
         highlight=False,
     )
+
+
+def mark(row: dict[str, Any]) -> str:
+    """Return the sign behind a row that has a footnote."""
+    return " †" if row["note"] else ""
+
+
+def notes(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return a table's footnotes, each once, with the sign of `mark`."""
+    return [f"† {note}" for note in dict.fromkeys(row["note"] for row in rows if row["note"])]
 
 
 def short_reason(row: dict[str, Any]) -> str:

@@ -29,6 +29,10 @@ class Kind:
     stands_for: str | None = None
     image_size: int | None = None
     classes: int | None = None
+    heads: tuple[str, ...] = ()
+    """Names of the labels of each picture."""
+    attributes: int | None = None
+    """Number of yes/no labels of each picture."""
     options: dict[str, Any] = field(default_factory=dict, hash=False)
     """Options of the backbone that these pictures need."""
 
@@ -51,9 +55,9 @@ KINDS = {
              _TORCHVISION.format(name="ImageNet"), ("train", "ILSVRC2012_img_train.tar"),
              classes=1000),
         Kind("compcars", "compcars", "Comp-Cars", "the web-nature part of CUHK's Comp-Cars, unpacked to data/",
-             "compcars:{path}", ("data", "image")),
+             "compcars:{path}", ("data", "image"), heads=("model", "maker")),
         Kind("celeba", "celeba", "CelebA", "CUHK's CelebA: img_align_celeba, list_attr_celeba.txt and "
-             "list_eval_partition.txt", "celeba:{path}", ("img_align_celeba", "Img")),
+             "list_eval_partition.txt", "celeba:{path}", ("img_align_celeba", "Img"), attributes=40),
         Kind("cifar10-jpeg", "cifar10", "CIFAR-10 (JPEG)", "CIFAR-10 with every picture stored as JPEG, as parquet "
              "files or class folders", "{path}", stands_for="CIFAR-10", image_size=32, classes=10),
         Kind("tiny-imagenet-100", "cifar100", "Tiny-ImageNet-100 at 32 px", "the first 100 classes of Tiny-ImageNet, "
@@ -138,18 +142,36 @@ def missing(role: str) -> str:
     return text + "."
 
 
+def _check_labels(origin: Origin, data: DataSet) -> None:
+    """Refuse data whose labels are not those of the set it is given for."""
+    kind = origin.kind
+    found, heads = f"{data.num_classes} classes", data.heads or {}
+    if data.multitask:
+        found = f"the heads {', '.join(heads)}" if len(heads) <= 4 else f"{len(heads)} heads"
+        more = [head for head, classes in heads.items() if classes != 2]
+        if kind.attributes == len(heads) and more:
+            found += f", of which '{more[0]}' has {heads[more[0]]} classes"
+    if kind.classes is not None and data.num_classes != kind.classes:
+        wanted = f"{kind.classes} classes"
+    elif kind.heads and set(heads) != set(kind.heads):
+        wanted = f"the heads {' and '.join(kind.heads)}"
+    elif kind.attributes is not None and list(heads.values()) != [2] * kind.attributes:
+        wanted = f"{kind.attributes} heads of two classes"
+    else:
+        return
+    raise UserError(
+        f"'{origin.spec}' has {found}, and {kind.stands_for or kind.title} has {wanted}; name other data for "
+        f"'{origin.name}'."
+    )
+
+
 def open_origin(origin: Origin) -> DataSet:
     """Open the data with the splits of the paper's protocol: train, validation cut from train, and the official test.
 
     A set that has validation but no test, as Tiny-ImageNet, gives its validation as test.
     """
     data = open_data(origin.spec, seed=0)
-    if origin.kind.classes is not None and data.num_classes != origin.kind.classes:
-        found = f"{data.num_classes} classes" if data.num_classes else "several heads"
-        raise UserError(
-            f"'{origin.spec}' has {found}, and {origin.kind.stands_for or origin.kind.title} has "
-            f"{origin.kind.classes}; name other data for '{origin.name}'."
-        )
+    _check_labels(origin, data)
     if data.train is None or (data.test is None and data.validation is None):
         raise UserError(f"'{origin.spec}' has no train and test split; {origin.title} needs both.")
     if data.test is None:

@@ -32,7 +32,7 @@ import signal
 import statistics
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import islice
@@ -77,7 +77,13 @@ class EpochBatches:
         return islice(iter(self.loader), len(self))
 
 
-def train(config: TrainConfig) -> Path:
+def train(
+    config: TrainConfig,
+    *,
+    data: DataSet | None = None,
+    device: str | None = None,
+    callbacks: Sequence[L.Callback] = (),
+) -> Path:
     """Train as `config` says and return the run folder; see the package's `train`."""
     check_settings(config)
     for name in ("lightning.pytorch", "lightning.fabric"):
@@ -85,17 +91,17 @@ def train(config: TrainConfig) -> Path:
     first = _rank() == 0
     folder = Path(config.resume) if config.resume else Path(config.out) if config.out else _free_folder(config)
     previous = _previous(config, folder)
-    data = open_data(config.data, seed=config.seed)
+    data = data or open_data(config.data, seed=config.seed)
     _check_data(config, data, previous)
     torch.manual_seed(config.seed)
     model = make_model(config, data)
-    trainer, world = _trainer(config, folder)
+    trainer, world = _trainer(config, folder, device)
     _check_processes(config, data, world)
     loaders = _loaders(config, data, model, trainer)
     batches = EpochBatches(loaders[0], config.accumulate)
     batches.trainer = trainer
     journal = Journal(folder, data, config.maps, config.tensorboard)
-    trainer.callbacks.append(journal)
+    trainer.callbacks += [*callbacks, journal]
     if first:
         _announce(config, data, model, folder, world)
         _write_config(config, folder, data, model, previous)
@@ -175,7 +181,13 @@ def _check_data(config: TrainConfig, data: DataSet, previous: dict[str, Any] | N
         raise UserError("tensorboard is not installed; pip install 'attention-branch[tensorboard]', or leave it out.")
 
 
-def _trainer(config: TrainConfig, folder: Path) -> tuple[L.Trainer, int]:
+def _trainer(config: TrainConfig, folder: Path, device: str | None = None) -> tuple[L.Trainer, int]:
+    """Return Lightning's trainer and how many processes there are; `device` is the only one where it is named."""
+    if device is not None:
+        alone = torch.device(device)
+        chosen: list[int] | int = 1 if alone.type == "cpu" else [alone.index or 0]
+        accelerator = "cpu" if alone.type == "cpu" else "gpu"
+        return _lightning(config, folder, accelerator, chosen, 1, "auto"), 1
     launched = int(os.environ.get("LOCAL_WORLD_SIZE", 0))  # set by torchrun
     nodes = int(os.environ["WORLD_SIZE"]) // launched if launched and "WORLD_SIZE" in os.environ else config.nodes
     devices: int | str = config.devices or launched or "auto"
@@ -192,11 +204,17 @@ def _trainer(config: TrainConfig, folder: Path) -> tuple[L.Trainer, int]:
         devices = 1
     on_gpu = config.accelerator != "cpu" and gpus > 0
     many = nodes > 1 or (isinstance(devices, int) and devices > 1) or (devices == "auto" and on_gpu and gpus > 1)
-    strategy: Any = _ddp(config) if many else "auto"
+    trainer = _lightning(config, folder, config.accelerator, devices, nodes, _ddp(config) if many else "auto")
+    return trainer, trainer.world_size
+
+
+def _lightning(
+    config: TrainConfig, folder: Path, accelerator: str, devices: list[int] | int | str, nodes: int, strategy: Any
+) -> L.Trainer:
     bar = [TQDMProgressBar(refresh_rate=10)] if sys.stderr.isatty() else []
-    trainer = L.Trainer(
+    return L.Trainer(
         max_epochs=config.epochs,
-        accelerator=config.accelerator,
+        accelerator=accelerator,
         devices=devices,
         num_nodes=nodes,
         strategy=strategy,
@@ -212,9 +230,8 @@ def _trainer(config: TrainConfig, folder: Path) -> tuple[L.Trainer, int]:
         enable_model_summary=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
-        benchmark=on_gpu,
+        benchmark=accelerator != "cpu" and torch.cuda.device_count() > 0,
     )
-    return trainer, trainer.world_size
 
 
 def _ddp(config: TrainConfig) -> DDPStrategy:
@@ -252,6 +269,10 @@ def _loaders(
 ) -> tuple[ImageLoader, ImageLoader]:
     assert data.train is not None
     assert data.validation is not None
+    validation = data.validation
+    if config.map_control == "shuffled":
+        # Another image's map must be one of any class, whatever the order of the split.
+        validation = validation.subset(np.random.default_rng(0).permutation(len(validation)))
     piece = config.batch_size // config.accumulate
     shared: dict[str, Any] = {
         "workers": config.workers,
@@ -262,7 +283,7 @@ def _loaders(
     }
     return (
         make_loader(data.train, model.preprocessing, piece, train=True, augment=config.augment, **shared),
-        make_loader(data.validation, model.preprocessing, piece, train=False, **shared),
+        make_loader(validation, model.preprocessing, piece, train=False, **shared),
     )
 
 
