@@ -1,11 +1,10 @@
 """Runs the cells there is data for: what is done is left, what is unfinished goes on, and the budget is kept."""
 
 import multiprocessing
-import shutil
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty
@@ -16,7 +15,7 @@ from rich.console import Console
 
 from attention_branch.data import DataSet
 from attention_branch.errors import UserError
-from attention_branch.files import disk_error, require_folder
+from attention_branch.files import disk_error, held_alone, require_folder
 from attention_branch.reproduce import record as records
 from attention_branch.reproduce.cells import FIGURES, Cell, cells_for, choose
 from attention_branch.reproduce.estimate import estimate, estimate_large
@@ -50,7 +49,8 @@ def reproduce(
     """Run a table's cells; return how many of the chosen runs are finished now.
 
     `cells` are patterns (all: none), `data` NAME=PATH pairs, `budget` minutes. `at_once` runs share the machine (None:
-    one a core on a CPU, four on a GPU). Raises `UserError` for what cannot be run as asked; what was finished stays.
+    one a core on a CPU, four on a GPU). Raises `UserError` for what cannot be run as asked, and while another call
+    works in `out`; what was finished stays.
     """
     console = console or Console()
     protocol = protocol or Protocol()
@@ -70,8 +70,11 @@ def reproduce(
     figures: list[tuple[list[Job], DataSet]] = []
     arrays: dict[str, Arrays] = {}
     at_once = at_once or (thread_count() if device == "cpu" else 4)
-    temporary = Path(tempfile.mkdtemp(prefix="abn-pixels-"))
+    held = ExitStack()
     try:
+        held.enter_context(held_alone(folder))
+        pixels = tempfile.TemporaryDirectory(prefix="abn-pixels-", ignore_cleanup_errors=True)
+        temporary = Path(held.enter_context(pixels))
         for origin, mine in runnable:
             console.print(f"{origin.title}: reading the pictures ...", highlight=False)
             opened = open_origin(origin)
@@ -103,7 +106,7 @@ def reproduce(
     except OSError as problem:
         raise disk_error(problem, folder) from problem
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        held.close()
     return sum(records.is_finished(records.read(job.record)) for job in jobs)
 
 
