@@ -14,9 +14,10 @@ from attention_branch.reproduce import record as records
 from attention_branch.reproduce.cells import Cell
 from attention_branch.reproduce.conduct import reproduce
 from attention_branch.reproduce.estimate import estimate_large
+from attention_branch.reproduce.groups import read_groups
 from attention_branch.reproduce.large_run import run_large
 from attention_branch.reproduce.plan import Protocol, make_jobs
-from attention_branch.reproduce.results import read_groups, table_rows
+from attention_branch.reproduce.results import table_rows
 from attention_branch.reproduce.sources import open_origin, parse_data
 from attention_branch.training import journal
 from test_data_paper_sets import settings, write_celeba

@@ -20,9 +20,9 @@ from attention_branch.reproduce import record as records
 from attention_branch.reproduce.cells import Cell
 from attention_branch.reproduce.conduct import Ended, conclude
 from attention_branch.reproduce.figures import draw_figure, first_of_classes
+from attention_branch.reproduce.groups import read_groups
 from attention_branch.reproduce.plan import Protocol, make_jobs
 from attention_branch.reproduce.progress import Progress
-from attention_branch.reproduce.results import read_groups
 from attention_branch.reproduce.small_run import Arrays, SmallRun, preprocessing_of
 from attention_branch.reproduce.sources import open_origin, parse_data
 from attention_branch.reproduce.worker import Circumstances, work
