@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import shutil
 import time
 from queue import Queue
 from threading import Event
@@ -18,7 +20,7 @@ from attention_branch.errors import UserError
 from attention_branch.evaluation import evaluate
 from attention_branch.reproduce import record as records
 from attention_branch.reproduce.cells import Cell
-from attention_branch.reproduce.conduct import Ended, conclude
+from attention_branch.reproduce.conduct import Ended, conclude, unfinished
 from attention_branch.reproduce.figures import draw_figure, first_of_classes
 from attention_branch.reproduce.groups import read_groups
 from attention_branch.reproduce.plan import Protocol, make_jobs
@@ -311,6 +313,111 @@ def test_a_state_of_other_settings_is_not_gone_on_with(prepared, tmp_path):
     with pytest.raises(UserError, match="is of a run with other settings or on other data"):
         SmallRun(other, arrays, "cpu")
     assert SmallRun(job, arrays, "cpu").trainer.epoch == 1
+
+
+def test_a_finished_record_survives_until_its_run_is_made_anew(prepared, tmp_path):
+    """A figure needs the network of a run that is finished and was not kept: the run is made anew, and is stopped."""
+    jobs, arrays, _ = prepared
+    (job,) = jobs(tmp_path)
+    wanted = finish(job, arrays)
+    (asked,) = jobs(tmp_path, keep=True)
+    assert unfinished([job], resume=False) == []
+    assert unfinished([asked], resume=False) == [asked]
+    again = SmallRun(asked, arrays, "cpu")
+    while not again.advance(1):
+        pass
+    again.save()
+    assert records.read(job.record) == wanted
+    assert read_groups([tmp_path])[0].seeds == [0]
+    with pytest.raises(UserError, match="add --resume"):
+        unfinished([asked], resume=False)
+    # Who does not need the network has the run; its state is not lost for that.
+    assert unfinished([job], resume=True) == []
+    assert unfinished([asked], resume=True) == [asked]
+    anew = SmallRun(asked, arrays, "cpu")
+    assert anew.trainer.epoch == 1
+    while not anew.done:
+        anew.advance(100)
+    assert records.read(job.record)["last"] == wanted["last"]
+    assert unfinished([asked], resume=False) == []
+    # What a kill between record and removal leaves is older than the record.
+    job.checkpoint.write_bytes(b"left")
+    os.utime(job.checkpoint, (0, 0))
+    assert unfinished([asked], resume=False) == []
+    assert not job.checkpoint.exists()
+
+
+def test_half_a_run_on_large_pictures_is_not_the_network_asked_for(prepared, tmp_path):
+    """Made anew for its network and stopped after one of two epochs: the record counts, the network does not."""
+    jobs, arrays, _ = prepared
+    (small,) = jobs(tmp_path, keep=True)
+    finish(small, arrays)
+    job = dataclasses.replace(small, cell=dataclasses.replace(small.cell, role="celeba"))
+    job.network.mkdir()
+    metrics = job.network.parent / "metrics.jsonl"
+    metrics.write_text('{"epoch": 0}\n')
+    assert unfinished([job], resume=True) == [job]
+    with pytest.raises(UserError, match="add --resume"):
+        unfinished([job], resume=False)
+    metrics.write_text('{"epoch": 0}\n{"epoch": 1}\n')
+    assert unfinished([job], resume=False) == []
+
+
+def test_another_precision_is_refused_with_the_way_out(prepared, tmp_path):
+    jobs, arrays, _ = prepared
+    (job,) = jobs(tmp_path)
+    run = SmallRun(job, arrays, "cpu")
+    while not run.advance(1):
+        pass
+    run.save()
+    (other,) = jobs(tmp_path, protocol=dataclasses.replace(SHORT, precision="bf16"))
+    with pytest.raises(UserError, match=r"precision is 32 there and bf16 here; give --precision 32 as there, or name"):
+        unfinished([other], resume=True)
+    job.record.unlink()
+    with pytest.raises(UserError, match=r"other settings or on other data; give --precision 32 as there, or remove"):
+        SmallRun(other, arrays, "cpu")
+
+
+def test_a_state_is_not_gone_on_with_on_other_pixels(prepared, pictures, tmp_path):
+    """The same names and labels, one byte of one picture changed."""
+    jobs, arrays, data = prepared
+    (job,) = jobs(tmp_path)
+    preprocessing = preprocessing_of(job.config, data)
+    same = Arrays(tmp_path / "same", data).write(data, preprocessing)
+    assert same.pixels == arrays.pixels
+    shutil.copytree(pictures, tmp_path / "changed")
+    touched = tmp_path / "changed" / "test" / "class3" / "2.png"
+    pixels = np.array(Image.open(touched))
+    pixels[0, 0, 0] ^= 1
+    Image.fromarray(pixels).save(touched)
+    (origin,) = [one for one in parse_data([f"cifar10-jpeg={tmp_path}/changed"]) if one.name == "cifar10-jpeg"]
+    opened = open_origin(origin)
+    assert opened.record()["fingerprint"] == job.data["fingerprint"]
+    other = Arrays(tmp_path / "other", opened).write(opened, preprocessing)
+    assert other.pixels != arrays.pixels
+
+    run = SmallRun(job, arrays, "cpu")
+    while not run.advance(1):
+        pass
+    run.save()
+    with pytest.raises(UserError, match=r"was begun on other pixels under the same names .*; remove it"):
+        SmallRun(job, other, "cpu")
+    record = finish(job, same)
+    assert record["data"]["pixels"] == arrays.pixels
+    # Finished runs are not refused for it: their pictures may be decoded anew by another version.
+    assert unfinished([job], resume=False) == []
+    job.record.write_text(json.dumps(record | {"data": record["data"] | {"pixels": "0"}}))
+    assert unfinished([job], resume=False) == []
+
+
+def test_a_record_says_how_many_runs_shared_the_machine(prepared, tmp_path):
+    jobs, arrays, _ = prepared
+    (job,) = jobs(tmp_path, ["plain"], Protocol(epochs=1, train_images=20))
+    queue, reports = Queue(), Queue()
+    queue.put(job)
+    work(queue, reports, Event(), {"cifar10-jpeg": arrays}, Circumstances("cpu", 2, 1, None, sharing=3))
+    hardware = records.read(job.record)["hardware"]
+    assert (hardware["runs_at_once"], hardware["threads"]) == (3, 2)
 
 
 def test_runs_that_end_without_a_word_are_told(prepared, tmp_path):

@@ -20,7 +20,7 @@ from attention_branch.reproduce import record as records
 from attention_branch.reproduce.cells import FIGURES, Cell, cells_for, choose
 from attention_branch.reproduce.estimate import estimate, estimate_large
 from attention_branch.reproduce.figures import draw_figure
-from attention_branch.reproduce.large_run import run_large, stop_gently
+from attention_branch.reproduce.large_run import network_is_whole, run_folder, run_large, stop_gently
 from attention_branch.reproduce.plan import LARGE, Job, Protocol, make_jobs
 from attention_branch.reproduce.progress import Progress
 from attention_branch.reproduce.small_run import Arrays, preprocessing_of, thread_count
@@ -81,7 +81,7 @@ def reproduce(
             made = make_jobs(mine, origin, opened, protocol, list(seeds), folder, keep_models or what in FIGURES)
             if what in FIGURES:
                 figures.append((made, opened))
-            todo = _unfinished(made, resume)
+            todo = unfinished(made, resume)
             done = len(made) - len(todo)
             console.print(f"{origin.title}: {len(made)} runs, {done} of them finished already.", highlight=False)
             jobs += todo
@@ -107,11 +107,11 @@ def reproduce(
         raise disk_error(problem, folder) from problem
     finally:
         held.close()
-    return sum(records.is_finished(records.read(job.record)) for job in jobs)
+    return sum(_is_done(job, records.read(job.record)) for job in jobs)
 
 
 def _draw(what: str, jobs: list[Job], data: DataSet, folder: Path, console: Console) -> None:
-    if not all(records.is_finished(records.read(job.record)) for job in jobs):
+    if not all(_is_done(job, records.read(job.record)) for job in jobs):
         console.print(f"{jobs[0].origin.title}: no figure yet, its runs are not finished.", highlight=False)
         return
     console.print(
@@ -134,18 +134,22 @@ def _with_data(cells: list[Cell], origins: list[Origin], console: Console) -> li
     return found
 
 
-def _unfinished(jobs: list[Job], resume: bool) -> list[Job]:
+def unfinished(jobs: list[Job], resume: bool) -> list[Job]:
+    """Return the runs that are to be made; `UserError` for runs that were begun, without `resume`, or begun otherwise.
+
+    A finished run whose network is asked for and not there is made anew; its record stays until then.
+    """
     todo, begun = [], []
     for job in jobs:
         record = records.read(job.record)
         if record is not None:
             records.check_same(job, record)
-        kept = not job.keep_model or job.network.is_dir()
-        if records.is_finished(record) and kept:
-            job.checkpoint.unlink(missing_ok=True)  # left by a kill between record and removal
+        if _is_done(job, record):
+            _remove_left_over(job)
             continue
         todo.append(job)
-        if (record is not None and not records.is_finished(record)) or job.checkpoint.exists():
+        anew = job.checkpoint.exists() or (job.large and run_folder(job).is_dir())
+        if anew or (record is not None and not records.is_finished(record)):
             begun.append(job)
     if begun and not resume:
         raise UserError(
@@ -153,6 +157,20 @@ def _unfinished(jobs: list[Job], resume: bool) -> list[Job]:
             "them, or name another folder with --out."
         )
     return todo
+
+
+def _is_done(job: Job, record: dict[str, Any] | None) -> bool:
+    """Tell whether a run is finished and its network, where that is asked for, is there."""
+    if not records.is_finished(record):
+        return False
+    return not job.keep_model or (network_is_whole(job) if job.large else job.network.is_dir())
+
+
+def _remove_left_over(job: Job) -> None:
+    """Remove the state that a kill between record and removal left; one of later is of a run made anew."""
+    with suppress(FileNotFoundError):
+        if job.checkpoint.stat().st_mtime <= job.record.stat().st_mtime:
+            job.checkpoint.unlink()
 
 
 def _announce(
@@ -191,9 +209,10 @@ def _work_off(
     if not jobs:
         return Ended()
     on_cpu = device == "cpu"
-    count = min(at_once, len(jobs)) if on_cpu else 1
+    sharing = min(at_once, len(jobs))
+    count = sharing if on_cpu else 1
     threads = max(1, thread_count() // count)
-    circumstances = Circumstances(device, threads, 1 if on_cpu else at_once, deadline)
+    circumstances = Circumstances(device, threads, 1 if on_cpu else at_once, deadline, sharing)
     context = multiprocessing.get_context("spawn")
     queue, reports, stop = context.Queue(), context.Queue(), context.Event()
     for job in jobs:
