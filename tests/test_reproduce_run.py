@@ -5,6 +5,7 @@ import json
 import time
 from queue import Queue
 from threading import Event
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from rich.console import Console
 import attention_branch as ab
 from attention_branch.errors import UserError
 from attention_branch.evaluation import evaluate
+from attention_branch.reproduce import estimate
 from attention_branch.reproduce import record as records
+from attention_branch.reproduce.arms import ARMS, network_cost
 from attention_branch.reproduce.conduct import Ended, conclude
 from attention_branch.reproduce.plan import Protocol
 from attention_branch.reproduce.progress import Progress
@@ -102,6 +105,18 @@ def test_a_record_says_how_many_runs_shared_the_machine(prepared, tmp_path):
     work(queue, reports, Event(), {"cifar10-jpeg": arrays}, Circumstances("cpu", 2, 1, None, sharing=3))
     hardware = records.read(job.record)["hardware"]
     assert (hardware["runs_at_once"], hardware["threads"]) == (3, 2)
+
+
+def test_what_runs_take_is_told_from_steps(prepared, tmp_path, monkeypatch):
+    """Two steps of 16 pictures in 8 seconds by a clock of our own: a quarter of a second a picture of the plain arm."""
+    jobs, arrays, _ = prepared
+    clock = iter([10.0, 18.0])
+    monkeypatch.setattr(estimate, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    plain, branch = jobs(tmp_path, ["plain", "residual"])
+    # Two epochs of 40 pictures, with 20 of validation and 40 of test that cost a third; the branch by its cost.
+    costs = [network_cost(ARMS[job.cell.arm], "resnet20", job.size, 32, {}).multiply_adds for job in (plain, branch)]
+    wanted = 0.25 * 2 * (40 + 60 / 3) * (1 + costs[1] / costs[0])
+    assert estimate.estimate([plain, branch], {"cifar10-jpeg": arrays}) == pytest.approx(wanted)
 
 
 class Ending(Circumstances):
