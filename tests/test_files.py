@@ -2,13 +2,15 @@
 
 import errno
 import os
+import subprocess
+import sys
 import urllib.error
 
 import pytest
 from PIL import Image
 
 from attention_branch.errors import UserError
-from attention_branch.files import append_text, atomic_path, read_json_lines, require_folder, write_text
+from attention_branch.files import append_text, atomic_path, held_alone, read_json_lines, require_folder, write_text
 
 
 @pytest.mark.parametrize("relative", [True, False])
@@ -66,3 +68,25 @@ def test_whole_lines_are_read_whatever_stands_beside_them(tmp_path):
     assert read_json_lines(path) == [{"a": "x\u2028y"}, {"b": 2}]
     write_text(path, "name \udcff\n")
     assert path.read_bytes() == b"name \\udcff\n"
+
+
+def test_a_folder_is_held_by_one_process_until_it_ends_in_whatever_way(tmp_path):
+    program = (
+        "import sys, time\nfrom attention_branch.files import held_alone\n"
+        "with held_alone(sys.argv[1]):\n    print('held', flush=True)\n    time.sleep(60)"
+    )
+    folder = tmp_path / "runs"
+    other = subprocess.Popen([sys.executable, "-c", program, str(folder)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=r"Another command works in '.*runs'; .* another folder with --out"):
+            held_alone(folder).__enter__()
+        (folder / "read.json").write_text("{}")  # nobody is kept from reading and writing
+    finally:
+        other.kill()
+        other.wait()
+        other.stdout.close()
+    with held_alone(folder):
+        assert (folder / "read.json").exists()
+    with held_alone(folder):  # and it is given back at the end of the block
+        pass

@@ -3,6 +3,7 @@
 import pytest
 
 from attention_branch.errors import UserError
+from attention_branch.models import create_model
 from attention_branch.models.cost import cost
 from attention_branch.reproduce.arms import ARMS, backbone_options, network_cost
 from attention_branch.reproduce.cells import NOT_BUILT, Cell, cells_for, cells_of, choose
@@ -146,10 +147,23 @@ def test_an_arm_is_the_network_its_title_says(arm):
         assert model.mechanism == kinds.get(arm, "residual")
         assert model.map_control == (arm if arm in ("constant", "shuffled") else "own")
         assert (model.config.branch == "lite") == (arm == "lite")
-    plain = cost(model).parameters
     assert config.epochs == 300
     assert config.weight_decay == 1e-4
-    assert plain > 0
+    # ResNet-20 by hand: stem, three stages of six 3x3 convolutions with their norms, two projections, ten classes.
+    plain = (432 + 32) + 6 * (2304 + 32) + (4608 + 5 * 9216 + 6 * 64) + (18432 + 5 * 36864 + 6 * 128)
+    plain += (512 + 64) + (2048 + 128) + 650
+    found = cost(model).parameters
+    papers = sum(one.numel() for one in create_model("resnet20", 10).parameters())
+    if arm == "plain":
+        assert found == plain
+    elif arm == "lite":
+        assert plain < found < 1.1 * plain
+    elif arm == "wider-parameters":
+        assert found == pytest.approx(papers, rel=0.02)
+    elif arm == "wider-multiply-adds":
+        assert found > papers  # a width costs as many parameters as multiply-adds, the paper's branch fewer
+    else:
+        assert found == papers
 
 
 def test_a_smoke_test_keeps_the_course_of_the_learning_rate():

@@ -1,6 +1,9 @@
 """Statistics over seeds against scipy and by hand, and what is shown of them."""
 
 import json
+import shutil
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,11 +12,13 @@ from scipy import stats
 
 from attention_branch.cli import main
 from attention_branch.errors import UserError
+from attention_branch.reproduce import groups as groups_module
 from attention_branch.reproduce.findings import statements
+from attention_branch.reproduce.groups import find_folders, read_groups
 from attention_branch.reproduce.page import write_tables_page
 from attention_branch.reproduce.published import PUBLISHED
 from attention_branch.reproduce.record import pack, unpack
-from attention_branch.reproduce.results import all_rows, difference, read_groups, studies, table_rows
+from attention_branch.reproduce.results import all_rows, difference, studies, table_rows
 from attention_branch.reproduce.show import print_tables
 from html_page import Page
 
@@ -115,11 +120,130 @@ def test_unfinished_runs_do_not_count_and_smoke_tests_stand_apart(tmp_path):
 
 
 def test_a_run_found_twice_counts_once(folder, tmp_path_factory):
-    other = tmp_path_factory.mktemp("shipped")
+    other = tmp_path_factory.mktemp("other")
     write(other, record("plain", 0, 0.99), record("plain", 9, 0.31))
     (plain,) = [group for group in read_groups([folder, other]) if group.arm == "plain"]
     assert plain.seeds == [0, 1, 2, 3, 4, 9]
     assert plain.values("last", "test_error")[0] == PLAIN[0]
+
+
+def told(groups, arm="plain"):
+    return {group.protocol: group.seeds for group in groups if group.arm == arm}
+
+
+WORDS = "as published, recipe cifar, 300 epochs"
+SHIPPED = f"{WORDS}; shipped with the package"
+
+
+def test_own_and_shipped_runs_are_never_mixed(folder, tmp_path_factory):
+    """Seeds 0 and 1 run by a user, seeds 0 to 4 of both arms shipped: two studies, each paired in itself."""
+    own = tmp_path_factory.mktemp("own")
+    mine = [record("plain", 0, 0.5), record("plain", 1, 0.4), record("residual", 0, 0.4), record("residual", 1, 0.6)]
+    for one in mine:
+        one["hardware"] = {"device": "cpu", "processor": "another"}
+    write(own, *mine)
+    groups = read_groups([own], [folder])
+    assert told(groups) == {WORDS: [0, 1], SHIPPED: [0, 1, 2, 3, 4]}
+    compared = {
+        study["protocol"]: line["less"]["plain"]["mean"]
+        for study in studies(groups)
+        for line in study["arms"]
+        if line["arm"] == "residual"
+    }
+    assert compared == {WORDS: pytest.approx(5), SHIPPED: pytest.approx(-1.4)}
+    rows = [row["ours"] for row in table_rows(groups) if (row["row"], row["column"]) == ("ResNet20", "g(x)")]
+    assert [(row["shipped"], row["n"], row["mean"]) for row in rows] == [
+        (False, 2, pytest.approx(45)),
+        (True, 5, pytest.approx(31.4)),
+    ]
+
+
+def test_copies_of_shipped_runs_appear_once(folder, tmp_path_factory):
+    copies, more = (tmp_path_factory.mktemp(name) for name in ("copies", "more"))
+    write(copies, *[record("plain", seed, PLAIN[seed]) for seed in (0, 1)])
+    assert told(read_groups([copies], [folder])) == {SHIPPED: [0, 1, 2, 3, 4]}
+    # One's own runs beside a part of the shipped ones, then beside all of them.
+    write(more, record("plain", 0, PLAIN[0]), record("plain", 9, 0.2))
+    assert told(read_groups([more], [folder])) == {WORDS: [0, 9], SHIPPED: [1, 2, 3, 4]}
+    write(more / "all", *[record("plain", seed, error) for seed, error in enumerate(PLAIN)])
+    write(more / "all", *[record("residual", seed, error) for seed, error in enumerate(RESIDUAL)])
+    groups = read_groups([more], [folder])
+    assert told(groups) == {WORDS: [0, 1, 2, 3, 4, 9]}
+    assert len(studies(groups)) == 1
+
+
+def of(one, *, fingerprint=None, **settings):
+    one["settings"] |= settings
+    if fingerprint:
+        one["data"]["fingerprint"] = fingerprint
+    return one
+
+
+def test_runs_on_other_images_or_with_other_settings_are_other_groups(tmp_path):
+    for number, (lr, fingerprint, error) in enumerate([(0.1, "a1b2c3d4", 0.3), (0.1, "b7", 0.4), (0.2, "b7", 0.5)]):
+        arms = [record("plain", 0, error), record("residual", 0, error - 0.01 * (number + 1))]
+        write(tmp_path / str(number), *[of(one, fingerprint=fingerprint, lr=lr) for one in arms])
+    groups = read_groups([tmp_path])
+    assert told(groups) == {
+        f"{WORDS}, lr 0.1, images a1b2c3": [0],
+        f"{WORDS}, lr 0.1, images b7": [0],
+        f"{WORDS}, lr 0.2, images b7": [0],
+    }
+    found = [{line["arm"]: line["less"] for line in study["arms"]} for study in studies(groups)]
+    assert [one["residual"]["plain"]["mean"] for one in found] == pytest.approx([-1, -2, -3])
+    console = Console(width=250, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
+    print_tables(groups, console)
+    assert f"resnet20 on CIFAR-100; {WORDS}, lr 0.2, images b7; top-1 error" in " ".join(console.export_text().split())
+
+
+def test_the_arms_own_settings_do_not_part_them(tmp_path):
+    """Arms differ by what they are; a setting that a record does not have yet had its default."""
+    wider = of(record("wider-parameters", 0, 0.2), baseline=True, model_options=["stem_stride=2", "width=1.4"])
+    plain = of(record("plain", 0, 0.3), baseline=True, model_options=["stem_stride=2"], label_smoothing=0.0)
+    other = of(record("plain", 0, 0.9), baseline=True, model_options=["stem_stride=2"], batch_size=7, lr=5.0, ema=0.5,
+               momentum=0.1)  # fmt: skip
+    write(tmp_path, wider, plain)
+    (study,) = studies(read_groups([tmp_path]))
+    assert [line["arm"] for line in study["arms"]] == ["plain", "wider-parameters"]
+    write(tmp_path / "other", other)
+    words = list(told(read_groups([tmp_path])))
+    assert len(words) == 2
+    assert all(f"{WORDS}, settings " in one for one in words)
+    # An arm that the package built otherwise once is apart, and the rest stays as it was.
+    write(tmp_path / "wide", of(wider | {"seed": 1}, model_options=["stem_stride=2", "width=1.5"]))
+    assert sum("other settings of the arm (2)" in one for one in told(read_groups([tmp_path]), "wider-parameters")) == 1
+
+
+def test_runs_of_several_machines_are_said_to_be(tmp_path):
+    one, other = record("plain", 0, 0.3), record("plain", 1, 0.4)
+    other["hardware"] = {"device": "cuda", "processor": "x", "gpu": "a card"}
+    write(tmp_path, one, other)
+    groups = read_groups([tmp_path])
+    assert groups[0].machines == ["cpu", "a card"]
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
+    print_tables(groups, console)
+    assert "Runs on several machines: cpu, a card." in console.export_text()
+    page = Page(write_tables_page(tmp_path / "page.html", groups).read_text())
+    assert "on several machines: cpu, a card" in page.text
+
+
+def test_a_file_that_is_being_written_is_not_read(folder):
+    (folder / "plain" / ".published-seed0.x1y2z3.json").write_text("")
+    assert told(read_groups([folder])) == {WORDS: [0, 1, 2, 3, 4]}
+
+
+def test_the_package_carries_the_records_where_they_are_looked_for(tmp_path, monkeypatch):
+    root = Path(__file__).parents[1]
+    build = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    ((source, place),) = build["force-include"].items()
+    assert read_groups([], [root / source])
+    # As it lies after an installation: the package's folder alone, nothing of the repository around it.
+    installed = tmp_path / place
+    shutil.copytree(root / source, installed)
+    monkeypatch.setattr(groups_module, "__file__", str(tmp_path / "attention_branch" / "reproduce" / "groups.py"))
+    monkeypatch.chdir(tmp_path)
+    assert find_folders(None) == ([], [installed])
+    assert all(group.shipped for group in read_groups(*find_folders(None)))
 
 
 def test_data_sets_are_never_mixed(folder):

@@ -110,6 +110,34 @@ def require_folder(path: str | Path) -> Path:
     return path
 
 
+@contextmanager
+def held_alone(folder: str | Path) -> Iterator[None]:
+    """Keep other processes that ask for it out of a folder while the block runs; it is made if need be.
+
+    A `UserError` while another one has it. The system gives it back when the process ends, however it ends (`flock`
+    on `.lock` in the folder). Where the file system has no locks nobody is kept out.
+    """
+    import fcntl  # not on every system, and nothing else here needs it
+
+    place = Path(folder) / ".lock"
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        file = place.open("a")
+    except OSError as problem:
+        raise disk_error(problem, folder) from problem
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as problem:
+            raise UserError(
+                f"Another command works in '{folder}'; wait until it has ended, or name another folder with --out."
+            ) from problem
+        except OSError as problem:
+            if problem.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise disk_error(problem, folder) from problem
+        yield
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file whole or not at all (UTF-8; bytes of a file's name that are not become escapes, as in JSON)."""
     with atomic_path(path) as temporary:

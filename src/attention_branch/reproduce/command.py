@@ -112,11 +112,12 @@ def reproduce(
 
 
 def _show(out: str | None, json_output: bool) -> int:
+    from attention_branch.reproduce.groups import find_folders, read_groups
     from attention_branch.reproduce.page import write_tables_page
-    from attention_branch.reproduce.results import all_rows, find_folders, read_groups
+    from attention_branch.reproduce.results import all_rows
     from attention_branch.reproduce.show import print_tables
 
-    groups = read_groups(find_folders(out))
+    groups = read_groups(*find_folders(out))
     if json_output:
         print(json.dumps(all_rows(groups), allow_nan=False))
         return 0

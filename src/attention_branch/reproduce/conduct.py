@@ -1,11 +1,10 @@
 """Runs the cells there is data for: what is done is left, what is unfinished goes on, and the budget is kept."""
 
 import multiprocessing
-import shutil
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty
@@ -16,12 +15,12 @@ from rich.console import Console
 
 from attention_branch.data import DataSet
 from attention_branch.errors import UserError
-from attention_branch.files import disk_error, require_folder
+from attention_branch.files import disk_error, held_alone, require_folder
 from attention_branch.reproduce import record as records
 from attention_branch.reproduce.cells import FIGURES, Cell, cells_for
 from attention_branch.reproduce.estimate import estimate, estimate_large
 from attention_branch.reproduce.figures import draw_figure
-from attention_branch.reproduce.large_run import run_large, stop_gently
+from attention_branch.reproduce.large_run import network_is_whole, run_folder, run_large, stop_gently
 from attention_branch.reproduce.plan import LARGE, Job, Protocol, make_jobs, startable
 from attention_branch.reproduce.progress import Progress
 from attention_branch.reproduce.small_run import Arrays, preprocessing_of, thread_count
@@ -50,7 +49,8 @@ def reproduce(
     """Run a table's cells; return how many of the chosen runs are finished now.
 
     `cells` are patterns (all: none), `data` NAME=PATH pairs, `budget` minutes. `at_once` runs share the machine (None:
-    one a core on a CPU, four on a GPU). Raises `UserError` for what cannot be run as asked; what was finished stays.
+    one a core on a CPU, four on a GPU). Raises `UserError` for what cannot be run as asked, and while another call
+    works in `out`; what was finished stays.
     """
     console = console or Console()
     protocol = protocol or Protocol()
@@ -75,15 +75,18 @@ def reproduce(
     figures: list[tuple[list[Job], DataSet]] = []
     arrays: dict[str, Arrays] = {}
     at_once = at_once or (thread_count() if device == "cpu" else 4)
-    temporary = Path(tempfile.mkdtemp(prefix="abn-pixels-"))
+    held = ExitStack()
     try:
+        held.enter_context(held_alone(folder))
+        pixels = tempfile.TemporaryDirectory(prefix="abn-pixels-", ignore_cleanup_errors=True)
+        temporary = Path(held.enter_context(pixels))
         for origin, mine in runnable:
             console.print(f"{origin.title}: reading the pictures ...", highlight=False)
             opened = open_origin(origin)
             made = make_jobs(mine, origin, opened, protocol, list(seeds), folder, keep_models or what in FIGURES)
             if what in FIGURES:
                 figures.append((made, opened))
-            todo = _unfinished(made, resume)
+            todo = unfinished(made, resume)
             done = len(made) - len(todo)
             console.print(f"{origin.title}: {len(made)} runs, {done} of them finished already.", highlight=False)
             jobs += todo
@@ -108,12 +111,12 @@ def reproduce(
     except OSError as problem:
         raise disk_error(problem, folder) from problem
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return sum(records.is_finished(records.read(job.record)) for job in jobs)
+        held.close()
+    return sum(_is_done(job, records.read(job.record)) for job in jobs)
 
 
 def _draw(what: str, jobs: list[Job], data: DataSet, folder: Path, console: Console) -> None:
-    if not all(records.is_finished(records.read(job.record)) for job in jobs):
+    if not all(_is_done(job, records.read(job.record)) for job in jobs):
         console.print(f"{jobs[0].origin.title}: no figure yet, its runs are not finished.", highlight=False)
         return
     console.print(
@@ -136,18 +139,22 @@ def _with_data(cells: list[Cell], origins: list[Origin], console: Console) -> li
     return found
 
 
-def _unfinished(jobs: list[Job], resume: bool) -> list[Job]:
+def unfinished(jobs: list[Job], resume: bool) -> list[Job]:
+    """Return the runs that are to be made; `UserError` for runs that were begun, without `resume`, or begun otherwise.
+
+    A finished run whose network is asked for and not there is made anew; its record stays until then.
+    """
     todo, begun = [], []
     for job in jobs:
         record = records.read(job.record)
         if record is not None:
             records.check_same(job, record)
-        kept = not job.keep_model or job.network.is_dir()
-        if records.is_finished(record) and kept:
-            job.checkpoint.unlink(missing_ok=True)  # left by a kill between record and removal
+        if _is_done(job, record):
+            _remove_left_over(job)
             continue
         todo.append(job)
-        if (record is not None and not records.is_finished(record)) or job.checkpoint.exists():
+        anew = job.checkpoint.exists() or (job.large and run_folder(job).is_dir())
+        if anew or (record is not None and not records.is_finished(record)):
             begun.append(job)
     if begun and not resume:
         raise UserError(
@@ -155,6 +162,20 @@ def _unfinished(jobs: list[Job], resume: bool) -> list[Job]:
             "them, or name another folder with --out."
         )
     return todo
+
+
+def _is_done(job: Job, record: dict[str, Any] | None) -> bool:
+    """Tell whether a run is finished and its network, where that is asked for, is there."""
+    if not records.is_finished(record):
+        return False
+    return not job.keep_model or (network_is_whole(job) if job.large else job.network.is_dir())
+
+
+def _remove_left_over(job: Job) -> None:
+    """Remove the state that a kill between record and removal left; one of later is of a run made anew."""
+    with suppress(FileNotFoundError):
+        if job.checkpoint.stat().st_mtime <= job.record.stat().st_mtime:
+            job.checkpoint.unlink()
 
 
 def _announce(
@@ -193,9 +214,10 @@ def _work_off(
     if not jobs:
         return Ended()
     on_cpu = device == "cpu"
-    count = min(at_once, len(jobs)) if on_cpu else 1
+    sharing = min(at_once, len(jobs))
+    count = sharing if on_cpu else 1
     threads = max(1, thread_count() // count)
-    circumstances = Circumstances(device, threads, 1 if on_cpu else at_once, deadline)
+    circumstances = Circumstances(device, threads, 1 if on_cpu else at_once, deadline, sharing)
     context = multiprocessing.get_context("spawn")
     queue, reports, stop = context.Queue(), context.Queue(), context.Event()
     for job in jobs:

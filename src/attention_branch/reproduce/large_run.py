@@ -30,6 +30,11 @@ def run_folder(job: Job) -> Path:
     return job.record.with_suffix("")
 
 
+def network_is_whole(job: Job) -> bool:
+    """Tell whether the network of the last epoch is there, and not that of an epoch before it."""
+    return job.network.is_dir() and len(read_metrics(run_folder(job))) >= job.config.epochs
+
+
 def run_large(job: Job, device: str, reports: Any, deadline: float | None = None) -> None:
     """Train, evaluate and record one run in this process; it is stopped by SIGINT and goes on when called again.
 
@@ -60,7 +65,7 @@ def _run(job: Job, device: str, reports: Any, pace: Pace) -> None:
     place: dict[str, Any] = {"resume": str(folder), "out": None} if begun else {"out": str(folder)}
     config = dataclasses.replace(job.config, accelerator="cpu" if device == "cpu" else "gpu", devices=1, **place)
     record = records.begin(job) | records.surroundings(device, torch.get_num_threads())
-    records.write(job.record, record)
+    records.write_unfinished(job.record, record)
     # The splits of every arm and seed are the same, whatever the seed of the training.
     try:
         train(config, data=data, device=device, callbacks=[pace])

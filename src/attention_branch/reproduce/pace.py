@@ -1,5 +1,6 @@
 """How fast a run on large pictures goes: its kept epochs are reported, and one that the budget cannot hold is ended."""
 
+import multiprocessing
 import time
 from typing import Any
 
@@ -39,7 +40,10 @@ class Pace(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Note the time; end the run where the budget is too short for one epoch."""
+        """Note the time; end the run where the budget is too short for one epoch, and when nobody is there any more."""
+        parent = multiprocessing.parent_process()
+        if parent is not None and not parent.is_alive():
+            raise KeyboardInterrupt  # killed, the command cannot stop this process, and another may go on with the run
         if self.ended:
             return
         self.now = time.monotonic()

@@ -8,9 +8,10 @@ from attention_branch.report.page import Block, write_report
 from attention_branch.report.statements import Cell, Records, Sheet, Statements
 from attention_branch.reproduce.arms import ARMS
 from attention_branch.reproduce.findings import statements
+from attention_branch.reproduce.groups import Group
 from attention_branch.reproduce.published import TABLES
-from attention_branch.reproduce.results import Group, studies, table_rows
-from attention_branch.reproduce.show import mark, notes, short_reason, spread
+from attention_branch.reproduce.results import studies, table_rows
+from attention_branch.reproduce.show import mark, notes, several_machines, short_reason, spread
 
 _COMPARED = {"plain": "less plain", "none": "less none", "wider-multiply-adds": "less same cost"}
 
@@ -102,8 +103,9 @@ def _table(name: str, title: str, rows: list[dict[str, Any]]) -> Sheet:
         ours = row["ours"]
         depth = "" if row["authors_depth"] else ", true depth"
         if ours:
+            several = several_machines(ours["machines"])
             cells = [
-                Cell(row["printed"]), Cell(spread(ours), f"{ours['data']}\n{ours['protocol']}"),
+                Cell(row["printed"]), Cell(spread(ours), f"{ours['data']}\n{ours['protocol']}{several}"),
                 Cell(spread(ours["attention_branch"], short=True)),
                 Cell(spread(ours["best_on_test"], short=True), "", "quiet"),
             ]  # fmt: skip
@@ -125,9 +127,11 @@ def _table(name: str, title: str, rows: list[dict[str, Any]]) -> Sheet:
 
 def _facts(study: dict[str, Any]) -> list[tuple[str, str]]:
     images = ", ".join(f"{count:,} {split}" for split, count in study["images"].items())
+    several = [("machines", ", ".join(study["machines"]))] if study["machines"][1:] else []
     return [
         ("data", f"{study['data']}: {images}"),
         ("protocol", study["protocol"]),
+        *several,
         ("seeds", ", ".join(map(str, study["arms"][0]["seeds"]))),
         *[(name, str(value)) for name, value in {**study["hardware"], **study["versions"]}.items()],
     ]

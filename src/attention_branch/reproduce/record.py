@@ -57,9 +57,10 @@ def begin(job: Job) -> dict[str, Any]:
     }
 
 
-def surroundings(device: str, threads: int) -> dict[str, Any]:
-    """Return hardware and versions, without names of machines or paths."""
+def surroundings(device: str, threads: int, at_once: int = 1) -> dict[str, Any]:
+    """Return hardware and versions, without names of machines or paths; `at_once` runs at most shared the machine."""
     hardware: dict[str, Any] = {"device": device, "cores": os.cpu_count(), "processor": _processor()}
+    hardware["runs_at_once"] = at_once
     if device.startswith("cuda"):
         hardware["gpu"] = torch.cuda.get_device_name(device)
     else:
@@ -110,6 +111,8 @@ def check_same(job: Job, record: dict[str, Any]) -> None:
     theirs, ours = (json.loads(json.dumps(defaults | values)) for values in (record["settings"], wanted["settings"]))
     for name in sorted(theirs):
         if theirs[name] != ours.get(name):
+            if name == "precision":
+                way_out = f"give --precision {theirs[name]} as there, or {way_out}"
             raise UserError(
                 f"'{job.record}' is a run of another configuration: {name} is {theirs[name]} there and "
                 f"{ours.get(name)} here; {way_out}."
@@ -121,6 +124,12 @@ def write(path: Path, record: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in record.items()]
     write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def write_unfinished(path: Path, record: dict[str, Any]) -> None:
+    """Write the record of a run under way, but not over a finished one, which counts until the new run has finished."""
+    if not is_finished(read(path)):
+        write(path, record)
 
 
 def pack(right: np.ndarray) -> dict[str, Any]:

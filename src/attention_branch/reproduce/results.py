@@ -3,17 +3,14 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from attention_branch.errors import UserError
-from attention_branch.reproduce import record as records
 from attention_branch.reproduce.arms import ARMS
 from attention_branch.reproduce.cells import NOT_BUILT, cells_of, note_on
-from attention_branch.reproduce.plan import OWN_RECIPES
+from attention_branch.reproduce.groups import Group, machines, over_seeds
 from attention_branch.reproduce.published import ACCURACY, ODDS, PUBLISHED, Published
 from attention_branch.reproduce.sources import missing
 
@@ -23,67 +20,6 @@ REFERENCES = ("plain", "none", "constant", "shuffled", "wider-parameters", "wide
 CONFIDENCE = 0.95
 FEWEST_SEEDS = 3
 """Seeds that a clear difference needs: two agree by chance too easily, whatever Student's t says of them."""
-
-
-@dataclass(frozen=True)
-class Group:
-    """The finished runs of one network, data set, arm and protocol, one a seed."""
-
-    network: str
-    role: str
-    arm: str
-    data: str
-    protocol: str
-    shortened: bool
-    records: tuple[dict[str, Any], ...]
-
-    @property
-    def seeds(self) -> list[int]:
-        """The seeds, rising."""
-        return [record["seed"] for record in self.records]
-
-    def values(self, place: str, name: str) -> np.ndarray:
-        """Return one figure of every run, such as ('last', 'test_error'), as a share."""
-        return np.array([record[place].get(name, math.nan) for record in self.records])
-
-    def summary(self, place: str = "last", name: str = "test_error") -> dict[str, Any] | None:
-        """Return mean and standard deviation over seeds in percent; None where a run lacks the figure."""
-        values = 100 * self.values(place, name)
-        return None if np.isnan(values).any() else _over_seeds(values)
-
-
-def _over_seeds(values: np.ndarray) -> dict[str, Any]:
-    spread = float(values.std(ddof=1)) if len(values) > 1 else None
-    return {"mean": float(values.mean()), "std": spread, "n": len(values)}
-
-
-def read_groups(folders: Sequence[Path]) -> list[Group]:
-    """Return the finished runs under some folders, grouped; of a run found twice the first counts."""
-    found: dict[tuple[str, str, str, str, str, bool], dict[int, dict[str, Any]]] = {}
-    for folder in folders:
-        for path in sorted(folder.rglob("*-seed*.json")):
-            record = records.read(path)
-            if not records.is_finished(record):
-                continue
-            assert record is not None
-            cell, protocol = record["cell"], record["protocol"]
-            key = (
-                cell["network"], cell["role"], cell["arm"], record["data"]["title"], _label(record),
-                protocol["shortened"],
-            )  # fmt: skip
-            found.setdefault(key, {}).setdefault(record["seed"], record)
-    return [Group(*key, tuple(runs[seed] for seed in sorted(runs))) for key, runs in found.items()]
-
-
-def _label(record: dict[str, Any]) -> str:
-    """Return the protocol with what tells it from others: epochs and images where shortened, the precision."""
-    settings, protocol = record["settings"], record["protocol"]
-    kinds = {"published": "as published, ", "modern": "modern, "}
-    text = kinds[protocol["name"]] if protocol["recipe"] not in OWN_RECIPES else ""
-    text += f"recipe {protocol['recipe']}, {settings['epochs']} epochs"
-    if protocol["train_images"]:
-        text += f", {protocol['train_images']} images"
-    return text + (", bf16" if settings["precision"] == "bf16" else "")
 
 
 @dataclass(frozen=True)
@@ -169,7 +105,7 @@ def _ours(number: Published, group: Group) -> dict[str, Any] | None:
     """Return the last epoch's figure in the published unit, and apart from it what the best epoch would have said."""
     if number.table == "table3":
         accuracies = [record["last"].get("test_accuracy_by_head", {}).get(number.column) for record in group.records]
-        return None if None in accuracies else _described(group, _over_seeds(100 * np.array(accuracies)))
+        return None if None in accuracies else _described(group, over_seeds(100 * np.array(accuracies)))
     last, best = group.summary("last"), group.summary("best_on_test")
     chosen, branch = group.summary("best_on_validation"), group.summary("last", "test_attention_error")
     if number.unit == ACCURACY:
@@ -181,15 +117,15 @@ def _ours(number: Published, group: Group) -> dict[str, Any] | None:
 
 def _described(group: Group, summary: dict[str, Any]) -> dict[str, Any]:
     nothing = {"attention_branch": None, "best_on_validation": None, "best_on_test": None}
-    return summary | {"data": group.data, "protocol": group.protocol, "seeds": group.seeds} | nothing
+    described = {"data": group.data, "protocol": group.protocol, "seeds": group.seeds}
+    return summary | described | {"shipped": group.shipped, "machines": group.machines} | nothing
 
 
 def _odds(group: Group, groups: Sequence[Group]) -> dict[str, Any] | None:
     """Return on how many attributes the paper's network has the higher accuracy than this one, over shared seeds."""
-    same = (group.network, group.data, group.protocol)
-    others = [g for g in groups if (g.network, g.data, g.protocol) == same and g.arm == "residual"]
+    others = [g for g in groups if g.study == group.study and g.arm == "residual"]
     won = _heads_won(others[0], group) if others else []
-    return _described(group, _over_seeds(np.array(won, dtype=float))) if won else None
+    return _described(group, over_seeds(np.array(won, dtype=float))) if won else None
 
 
 def _heads_won(first: Group, second: Group) -> list[int]:
@@ -239,17 +175,19 @@ def _open_row(number: Published) -> dict[str, Any]:
 
 
 def studies(groups: Iterable[Group]) -> list[dict[str, Any]]:
-    """Return every network and data set with all its arms side by side, each arm compared with the references."""
+    """Return every network and data set with all its arms side by side, each arm compared with the references.
+
+    Arms of other settings, other images or another source (one's own runs, shipped ones) are other studies.
+    """
     by_study: dict[tuple[Any, ...], dict[str, Group]] = {}
     for group in groups:
-        key = (group.role, group.data, group.network, group.protocol, group.shortened)
-        by_study.setdefault(key, {})[group.arm] = group
-    return [_study(key, arms) for key, arms in by_study.items()]
+        by_study.setdefault(group.study, {})[group.arm] = group
+    return [_study(arms) for arms in by_study.values()]
 
 
-def _study(key: tuple[Any, ...], arms: dict[str, Group]) -> dict[str, Any]:
-    role, data, network, protocol, shortened = key
-    first = next(iter(arms.values())).records[0]
+def _study(arms: dict[str, Group]) -> dict[str, Any]:
+    any_arm = next(iter(arms.values()))
+    first = any_arm.records[0]
     lines = []
     for name in ARMS:
         if name not in arms:
@@ -276,34 +214,26 @@ def _study(key: tuple[Any, ...], arms: dict[str, Group]) -> dict[str, Any]:
                 "seeds": group.seeds,
                 "errors": [round(100 * value, 4) for value in group.values("last", "test_error").tolist()],
                 "map_on_object": 100 * float(np.mean(on_object)) if on_object else None,
-                "heads_won": None if name == "plain" or not won else _over_seeds(np.array(won, dtype=float)),
+                "heads_won": None if name == "plain" or not won else over_seeds(np.array(won, dtype=float)),
                 "heads": len(group.records[0]["last"].get("test_accuracy_by_head", ())) or None,
                 "map_alarms": sum(one["alarm"] is not None for one in maps),
                 "less": compared,
             }
         )
     return {
-        "role": role,
-        "data": data,
+        "role": any_arm.role,
+        "data": any_arm.data,
         "stands_for": first["data"]["stands_for"],
-        "network": network,
-        "protocol": protocol,
-        "smoke_test": shortened,
+        "network": any_arm.network,
+        "protocol": any_arm.protocol,
+        "shipped": any_arm.shipped,
+        "smoke_test": any_arm.shortened,
         "images": first["data"]["images"],
         "hardware": first["hardware"],
+        "machines": machines(record for group in arms.values() for record in group.records),
         "versions": first["versions"],
         "arms": lines,
     }
-
-
-def find_folders(out: str | Path | None) -> list[Path]:
-    """Return where records lie: the folder of one's own runs, then the records that came with the package."""
-    own = Path(out) if out is not None else Path("runs/reproduce")
-    if out is not None and not own.is_dir():
-        raise UserError(f"There is no folder '{out}' with runs; name the one that abn reproduce wrote to.")
-    shipped = Path(__file__).parent / "records"
-    in_clone = Path(__file__).parents[3] / "benchmarks" / "records" / "reproduce"
-    return [folder for folder in (own, shipped, in_clone) if folder.is_dir()]
 
 
 def all_rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
@@ -313,7 +243,10 @@ def all_rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
     """
     rows = table_rows(groups)
     for study in studies(groups):
-        described = {name: study[name] for name in ("network", "protocol", "stands_for", "images", "hardware")}
+        described = {
+            name: study[name]
+            for name in ("network", "protocol", "shipped", "stands_for", "images", "hardware", "machines")
+        }
         for line in study["arms"]:
             rows.append(
                 {

@@ -7,8 +7,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from attention_branch.reproduce.groups import Group
 from attention_branch.reproduce.published import TABLES
-from attention_branch.reproduce.results import Group, studies, table_rows
+from attention_branch.reproduce.results import studies, table_rows
 
 
 def print_tables(groups: Sequence[Group], console: Console) -> None:
@@ -38,7 +39,7 @@ def _print_table(title: str, rows: list[dict[str, Any]], console: Console) -> No
             cells += [
                 spread(ours),
                 spread(ours["best_on_test"], short=True),
-                f"{row['network']}, {ours['data']}, {ours['protocol']}",
+                f"{row['network']}, {ours['data']}, {ours['protocol']}{several_machines(ours['machines'])}",
             ]
         else:
             cells += ["-", "-", ""]
@@ -62,6 +63,8 @@ def _print_study(study: dict[str, Any], console: Console) -> None:
         last = spread(line["last"], short=True)
         table.add_row(line["arm"], f"{line['multiply_adds'] / 1e6:,.1f} M", last, str(line["last"]["n"]), *compared)
     console.print(table)
+    if study["machines"][1:]:
+        console.print(f"  Runs{several_machines(study['machines'])}.", highlight=False, markup=False, soft_wrap=True)
     console.print(
         "  error: last epoch. cost: multiply-adds. The last three: the difference, paired by seed, from the plain "
         "backbone, deep supervision alone, a wider plain network of the same cost; ! where the 95 % interval "
@@ -78,6 +81,11 @@ def mark(row: dict[str, Any]) -> str:
 def notes(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Return a table's footnotes, each once, with the sign of `mark`."""
     return [f"† {note}" for note in dict.fromkeys(row["note"] for row in rows if row["note"])]
+
+
+def several_machines(machines: Sequence[str]) -> str:
+    """Return on which machines runs were made where they are of several, as the end of a sentence."""
+    return f" on several machines: {', '.join(machines)}" if len(machines) > 1 else ""
 
 
 def short_reason(row: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """One run on small pictures, by the fast path: trained, evaluated after each epoch, kept, continued, recorded."""
 
+import hashlib
 import json
 import os
 import time
@@ -43,16 +44,22 @@ class Arrays:
         self.tasks = data.tasks
         self.multitask = data.multitask
         self.normalization = data.normalization
+        self.pixels: str | None = None
+        """SHA-256 of every split's decoded pictures and class numbers; None before `write`."""
 
     def write(self, data: DataSet, preprocessing: Preprocessing) -> "Arrays":
         """Decode every split once, at the network's size."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        digest = hashlib.sha256()
         for name in SPLITS:
             images = getattr(data, name)
-            with atomic_path(self.folder / f"{name}.npy") as path:
-                np.save(path, decoded(images, preprocessing))
-            with atomic_path(self.folder / f"{name}-targets.npy") as path:
-                np.save(path, stacked_targets(images))
+            parts = {name: decoded(images, preprocessing), f"{name}-targets": stacked_targets(images)}
+            for part, values in parts.items():
+                digest.update(f"{part} {values.dtype.str} {values.shape}\n".encode())
+                digest.update(np.ascontiguousarray(values).data)
+                with atomic_path(self.folder / f"{part}.npy") as path:
+                    np.save(path, values)
+        self.pixels = digest.hexdigest()
         regions = [sample.region(preprocessing) for sample in data.test or () if not data.multitask]
         if regions and all(region is not None and region.any() for region in regions):
             with atomic_path(self.folder / "test-regions.npy") as path:
@@ -83,7 +90,7 @@ def preprocessing_of(config: TrainConfig, data: DataSet) -> Preprocessing:
 class SmallRun:
     """A run that is advanced bit by bit; `done` says when it is finished."""
 
-    def __init__(self, job: Job, arrays: Arrays, device: str, *, threads: int = 1) -> None:
+    def __init__(self, job: Job, arrays: Arrays, device: str, *, threads: int = 1, at_once: int = 1) -> None:
         self.job, self.device = job, device
         config = job.config
         torch.manual_seed(config.seed)
@@ -99,7 +106,9 @@ class SmallRun:
         self.orders = {name: torch.randperm(len(images), generator=generator) for name, images in self.splits.items()}
         self.pending: list[tuple[int, Tensor, dict[str, Tensor]]] = []
         self.saved_at = time.monotonic()
-        self.record = records.begin(job) | records.surroundings(device, threads)
+        self.record = records.begin(job) | records.surroundings(device, threads, at_once)
+        # For information: another decoder may give other bytes, which makes a finished run no other one.
+        self.record["data"] = {**job.data, "pixels": arrays.pixels}
         self.regions = arrays.regions()
         self.record["cost"] = {"parameters": self.counted.parameters, "multiply_adds": self.counted.multiply_adds}
         self.seconds_before = 0.0
@@ -181,45 +190,56 @@ class SmallRun:
         if self.trainer.epoch == 0:
             return
         state = {
-            "identity": self._identity(),
+            "identity": json.dumps(self._identity(), sort_keys=True),
             "trainer": self.trainer.state(),
             "curves": self.record["curves"],
             "seconds": self._seconds(),
         }
         with atomic_path(self.job.checkpoint) as temporary, temporary.open("wb") as file:
             torch.save(state, file)
-        records.write(self.job.record, self.record)
+        records.write_unfinished(self.job.record, self.record)
         self.saved_at = time.monotonic()
 
     def _seconds(self) -> float:
         return self.seconds_before + time.monotonic() - self.began
 
-    def _identity(self) -> str:
-        """Return what a state must share with the run that goes on with it."""
+    def _identity(self) -> dict[str, Any]:
+        """Return what a state must share with the run that goes on with it, as a JSON file would give it back."""
         own = {name: self.record[name] for name in ("cell", "settings", "seed")}
-        return json.dumps(own | {"fingerprint": self.job.data["fingerprint"]}, sort_keys=True)
+        data = {name: self.record["data"][name] for name in ("fingerprint", "pixels")}
+        return json.loads(json.dumps(own | data))
 
     def _go_on(self) -> None:
         if not self.job.checkpoint.exists():
             return
         try:
             state = torch.load(self.job.checkpoint, map_location="cpu", weights_only=True)
-            same = state["identity"] == self._identity()
-            if same:
+            # A state of before pixels were looked at is not of other ones for that.
+            theirs, ours = {"pixels": self.record["data"]["pixels"], **json.loads(state["identity"])}, self._identity()
+            if theirs == ours:
                 self.trainer.restore(state["trainer"])
         except Exception as problem:  # a torn file fails in as many ways as there are places to tear it
             raise UserError(
                 f"'{self.job.checkpoint}' cannot be continued ({str(problem).splitlines()[0][:120]}); remove it, and "
                 "the run begins anew."
             ) from problem
-        if not same:
-            raise UserError(
-                f"'{self.job.checkpoint}' is of a run with other settings or on other data; remove it, and the run "
-                "begins anew, or name another folder with --out."
-            )
+        if theirs != ours:
+            raise UserError(self._refusal(theirs, ours))
         self.record["curves"] = state["curves"]
         self.record["epochs_done"] = self.trainer.epoch
         self.seconds_before = state["seconds"]
+
+    def _refusal(self, theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+        anew = "remove it, and the run begins anew, or name another folder with --out"
+        if theirs | {"pixels": ours["pixels"]} == ours:
+            return (
+                f"'{self.job.checkpoint}' was begun on other pixels under the same names (pictures that were changed, "
+                f"or another version of what decodes them); {anew}."
+            )
+        precision = theirs["settings"].get("precision")
+        if precision != ours["settings"]["precision"]:
+            anew = f"give --precision {precision} as there, or {anew}"
+        return f"'{self.job.checkpoint}' is of a run with other settings or on other data; {anew}."
 
     def _finish(self) -> None:
         curves = self.record["curves"]

@@ -32,12 +32,16 @@ class Report:
 
 @dataclass(frozen=True)
 class Circumstances:
-    """Where and how long a worker works: `deadline` is a `time.time()`, None without a budget."""
+    """Where and how long a worker works: `at_once` runs, until `deadline`, a `time.time()` (None without a budget).
+
+    `sharing` runs at most share the machine, those of other workers among them.
+    """
 
     device: str
     threads: int
     at_once: int
     deadline: float | None
+    sharing: int = 1
 
     def over(self, seconds: float = 0.0) -> bool:
         """Tell whether the budget will be used up in so many seconds."""
@@ -92,7 +96,8 @@ def guarded(reports: Any, job: Job, act: Callable[..., Any], *arguments: Any) ->
 
 
 def _begin(job: Job, arrays: dict[str, Arrays], reports: Any, circumstances: Circumstances) -> SmallRun:
-    run = SmallRun(job, arrays[job.origin.name], circumstances.device, threads=circumstances.threads)
+    place = {"threads": circumstances.threads, "at_once": circumstances.sharing}
+    run = SmallRun(job, arrays[job.origin.name], circumstances.device, **place)
     reports.put(Report("begun", job.name, run.trainer.epoch, job.config.epochs))
     return run
 
