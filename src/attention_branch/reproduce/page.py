@@ -69,10 +69,10 @@ def _arms(study: dict[str, Any]) -> Sheet:
             "best on test", "multiply-adds, parameters",
         ),
         rows,
-        text=f"{warning}Top-1 error on {study['images']['test']:,} test images after {study['images']['train']:,} "
-        f"training images, after the last epoch; {count} seed{'s' * (count != 1)}, each below the mean. Differences: "
-        "less the plain backbone, less deep supervision alone (none), less a wider plain network of the same "
-        "multiply-adds; negative is better.",
+        text=f"{warning}{study['error'].capitalize()} on {study['images']['test']:,} test images after "
+        f"{study['images']['train']:,} training images, after the last epoch; {count} seed{'s' * (count != 1)}, each "
+        "below the mean. Differences: less the plain backbone, less deep supervision alone (none), less a wider plain "
+        "network of the same multiply-adds; negative is better.",
         note="Differences are paired by seed; below each stands its 95 % interval (Student's t over seeds). Green: "
         "clearly fewer errors, red: clearly more. Nothing is corrected for the number of comparisons.",
         quiet=frozenset({"best on test"}),

@@ -14,7 +14,7 @@ from attention_branch.reproduce.groups import Group, machines, over_seeds
 from attention_branch.reproduce.published import ACCURACY, ODDS, PUBLISHED, Published
 from attention_branch.reproduce.sources import missing
 
-REFERENCES = ("plain", "none", "constant", "shuffled", "wider-parameters", "wider-multiply-adds")
+REFERENCES = ("plain", "none", "residual", "constant", "shuffled", "wider-parameters", "wider-multiply-adds")
 """Arms that every other arm is compared with."""
 
 CONFIDENCE = 0.95
@@ -220,6 +220,9 @@ def _study(arms: dict[str, Group]) -> dict[str, Any]:
                 "less": compared,
             }
         )
+    heads = lines[0]["heads"]
+    images = dict(first["data"]["images"])
+    images["train"] = first["protocol"]["train_images"] or images["train"]  # a smoke test may take a part
     return {
         "role": any_arm.role,
         "data": any_arm.data,
@@ -228,7 +231,8 @@ def _study(arms: dict[str, Group]) -> dict[str, Any]:
         "protocol": any_arm.protocol,
         "shipped": any_arm.shipped,
         "smoke_test": any_arm.shortened,
-        "images": first["data"]["images"],
+        "images": images,
+        "error": f"error (%), mean over {heads} labels" if heads else "top-1 error (%)",
         "hardware": first["hardware"],
         "machines": machines(record for group in arms.values() for record in group.records),
         "versions": first["versions"],

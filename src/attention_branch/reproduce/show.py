@@ -54,7 +54,7 @@ def _print_table(title: str, rows: list[dict[str, Any]], console: Console) -> No
 def _print_study(study: dict[str, Any], console: Console) -> None:
     kind = "Smoke test, no result: " if study["smoke_test"] else ""
     stands = f" (in {study['stands_for']}'s place)" if study["stands_for"] else ""
-    title = f"{kind}{study['network']} on {study['data']}{stands}; {study['protocol']}; top-1 error (%)"
+    title = f"{kind}{study['network']} on {study['data']}{stands}; {study['protocol']}; {study['error']}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for heading in ("arm", "cost", "error", "n", "- plain", "- none", "- wider"):
         table.add_column(heading, justify="left" if heading == "arm" else "right", no_wrap=True)
