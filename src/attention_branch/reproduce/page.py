@@ -65,8 +65,7 @@ def _arms(study: dict[str, Any]) -> Sheet:
     return Sheet(
         _name(study),
         (
-            "error (%)", *_COMPARED.values(), "branch alone", "map on object",
-            "best on test", "multiply-adds, parameters",
+            "error (%)", *_COMPARED.values(), "branch alone", "map on object", "best on test", "cost",
         ),
         rows,
         text=f"{warning}{study['error'].capitalize()} on {study['images']['test']:,} test images after "
@@ -74,7 +73,8 @@ def _arms(study: dict[str, Any]) -> Sheet:
         "below the mean. Differences: less the plain backbone, less deep supervision alone (none), less a wider plain "
         "network of the same multiply-adds; negative is better.",
         note="Differences are paired by seed; below each stands its 95 % interval (Student's t over seeds). Green: "
-        "clearly fewer errors, red: clearly more. Nothing is corrected for the number of comparisons.",
+        "clearly fewer errors, red: clearly more. Nothing is corrected for the number of comparisons. Cost: "
+        "multiply-adds of one image, and parameters below.",
         quiet=frozenset({"best on test"}),
     )  # fmt: skip
 
@@ -94,6 +94,8 @@ def _won(line: dict[str, Any]) -> str:
 
 
 def _alarms(line: dict[str, Any]) -> str:
+    if line["arm"] == "constant":
+        return ""  # as it was built
     return f"{line['map_alarms']} of {len(line['seeds'])} maps collapsed" if line["map_alarms"] else ""
 
 
