@@ -25,6 +25,7 @@ from torchvision.models import get_model
 
 import attention_branch as ab
 from attention_branch.files import write_json
+from attention_branch.hardware import processor
 
 OURS = ("cam", "grad-cam", "grad-cam++", "hires-cam", "layer-cam")
 
@@ -152,7 +153,7 @@ def main() -> None:
         {
             "command": "python benchmarks/explain.py",
             "options": {key: value for key, value in vars(options).items() if key != "out"},
-            "device": torch.cuda.get_device_name() if options.device == "cuda" else _processor(),
+            "device": torch.cuda.get_device_name() if options.device == "cuda" else processor(),
             "versions": {name: version(name) for name in names} | {"python": platform.python_version()},
             "protocol": "interleaved turns, median of the rounds' ratios to the plain forward pass (inference mode); "
             "memory: highest sum of live allocations during one call, as a multiple of the plain pass's",
@@ -162,11 +163,6 @@ def main() -> None:
     for name, case in cases.items():
         print(f"{name:40s} time x{case['time_ratio']:.2f}  memory x{case['memory_ratio']:.2f}")
     print(json.dumps({"written": str(path)}))
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ import torch
 
 import attention_branch as ab
 from attention_branch.files import write_json
+from attention_branch.hardware import processor
 from attention_branch.models.cost import cost
 
 FORMS = ("plain", "shared", "loop", "chunks of 8", "all at once")
@@ -136,7 +137,9 @@ def main() -> None:
     record = {
         "command": "python benchmarks/heads.py",
         "options": {key: value for key, value in vars(options).items() if key not in ("out", "case")},
-        "device": torch.cuda.get_device_name() if options.device == "cuda" else _processor(),
+        "device": torch.cuda.get_device_name()
+        if options.device == "cuda"
+        else f"{processor()}, {torch.get_num_threads()} threads",
         "versions": {name: version(name) for name in ("torch", "timm")} | {"python": platform.python_version()},
         "protocol": "interleaved turns, another form first in each round; ratio: median over the rounds of the time "
         "over that of the plain backbone in the same round, range: the smallest and largest; processor_ratio: the same "
@@ -169,12 +172,6 @@ def main() -> None:
             write_json(path, record)
             print(json.dumps({key: value for key, value in case.items() if not key.endswith("seconds")}), flush=True)
     print(f"Written to {path}")
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
 
 
 if __name__ == "__main__":

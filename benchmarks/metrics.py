@@ -30,6 +30,7 @@ from torch.nn import functional as F
 from torchvision.models import get_model
 
 from attention_branch.files import write_json
+from attention_branch.hardware import processor
 from attention_branch.metrics import InsertionMinusDeletion
 from attention_branch.metrics.faithfulness import ranks
 from attention_branch.metrics.imputation import noisy_linear_imputation
@@ -176,7 +177,7 @@ def main() -> None:
     record: dict[str, Any] = {
         "command": "python benchmarks/metrics.py",
         "options": {key: value for key, value in vars(options).items() if key != "out"},
-        "device": torch.cuda.get_device_name() if options.device == "cuda" else _processor(),
+        "device": torch.cuda.get_device_name() if options.device == "cuda" else processor(),
         "versions": {name: version(name) for name in names} | {"python": platform.python_version()},
         "protocol": "interleaved turns, median of the rounds' ratios of theirs to ours: above 1 ours is faster",
         "deletion_and_insertion": [],
@@ -196,11 +197,6 @@ def main() -> None:
 
 def _print(case: dict[str, Any]) -> None:
     print(json.dumps({key: value for key, value in case.items() if not key.endswith("seconds")}), flush=True)
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import torch
 
 import attention_branch as ab
 from attention_branch.files import write_json
+from attention_branch.hardware import processor
 from attention_branch.models.cost import cost
 
 NETWORKS = {"resnet50": (1000, 224), "resnet110": (100, 32)}
@@ -88,7 +89,9 @@ def main() -> None:
     record = {
         "command": "python benchmarks/speed.py",
         "options": {key: value for key, value in vars(options).items() if key != "out"},
-        "device": torch.cuda.get_device_name() if options.device == "cuda" else _processor(),
+        "device": torch.cuda.get_device_name()
+        if options.device == "cuda"
+        else f"{processor()}, {torch.get_num_threads()} threads",
         "versions": {name: version(name) for name in ("torch", "timm")} | {"python": platform.python_version()},
         "protocol": "interleaved turns; median over the rounds of the ratio to the plain backbone in the same round; "
         "predict: inference mode, logits and map; train: forward, loss of both branches, backward, SGD step",
@@ -135,12 +138,6 @@ def main() -> None:
                 write_json(path, record)
                 print(json.dumps({key: case[key] for key in ("network", "task", "batch", "ratio")}), flush=True)
     print(f"Written to {path}")
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
 
 
 if __name__ == "__main__":

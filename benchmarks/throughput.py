@@ -22,7 +22,6 @@ import datetime
 import gc
 import json
 import logging
-import os
 import platform
 import shlex
 import statistics
@@ -34,6 +33,7 @@ from typing import Any
 import torch
 
 from attention_branch.files import write_json
+from attention_branch.hardware import processor, usable_cores
 from attention_branch.reproduce.plan import native_precision
 from attention_branch.reproduce.worker import STEPS_AT_ONCE
 from official_code import source_digest
@@ -179,9 +179,9 @@ def header(options: argparse.Namespace) -> dict[str, Any]:
     if on_gpu:
         software |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
     return {
-        "device": torch.cuda.get_device_name(options.device) if on_gpu else _processor(),
+        "device": torch.cuda.get_device_name(options.device) if on_gpu else processor(),
         "threads": torch.get_num_threads(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
         "versions": software,
         "official_code": source_digest(options.official) if options.official else None,
         "float32": "on GPUs products in TF32 where they have it (torch's 'high', cuDNN's default)",
@@ -261,12 +261,6 @@ def _command() -> str:
     places = [number + 1 for number, word in enumerate(words) if word in ("--official", "--out")]
     shown = [words[number - 1].strip("-").upper() if number in places else word for number, word in enumerate(words)]
     return f"python benchmarks/throughput.py {shlex.join(shown)}".strip()
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 if __name__ == "__main__":

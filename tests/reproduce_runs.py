@@ -4,9 +4,10 @@ import numpy as np
 from PIL import Image
 
 from attention_branch.reproduce import record as records
+from attention_branch.reproduce.arrays import Arrays, preprocessing_of
 from attention_branch.reproduce.cells import Cell
 from attention_branch.reproduce.plan import Protocol, make_jobs
-from attention_branch.reproduce.small_run import Arrays, SmallRun, preprocessing_of
+from attention_branch.reproduce.small_run import SmallRun
 from attention_branch.reproduce.sources import open_origin, parse_data
 
 SHORT = Protocol(epochs=2, train_images=40)

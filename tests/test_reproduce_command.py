@@ -11,11 +11,11 @@ from attention_branch.cli import main
 from attention_branch.files import held_alone
 from attention_branch.reproduce import conduct
 from attention_branch.reproduce import record as records
+from attention_branch.reproduce.arrays import Arrays, preprocessing_of
 from attention_branch.reproduce.cells import Cell
 from attention_branch.reproduce.groups import read_groups
 from attention_branch.reproduce.plan import Protocol, make_jobs
 from attention_branch.reproduce.progress import Progress
-from attention_branch.reproduce.small_run import Arrays, preprocessing_of
 from reproduce_runs import HUNDRED, one_epoch, opened, write_pictures
 
 

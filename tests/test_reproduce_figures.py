@@ -4,10 +4,10 @@ import numpy as np
 from PIL import Image
 
 from attention_branch import load_model
+from attention_branch.reproduce.arrays import Arrays, preprocessing_of
 from attention_branch.reproduce.cells import Cell
 from attention_branch.reproduce.figures import draw_figure, first_of_classes
 from attention_branch.reproduce.plan import Protocol, make_jobs
-from attention_branch.reproduce.small_run import Arrays, preprocessing_of
 from attention_branch.reproduce.sources import KINDS, Origin, open_origin
 from reproduce_runs import HUNDRED, finish, prepare, write_pictures
 

@@ -11,9 +11,10 @@ from PIL import Image
 
 from attention_branch.errors import UserError
 from attention_branch.reproduce import record as records
+from attention_branch.reproduce.arrays import Arrays, preprocessing_of
 from attention_branch.reproduce.conduct import unfinished
 from attention_branch.reproduce.groups import read_groups
-from attention_branch.reproduce.small_run import Arrays, SmallRun, preprocessing_of
+from attention_branch.reproduce.small_run import SmallRun
 from reproduce_runs import SHORT, finish, one_epoch, opened, prepare, write_pictures
 
 

@@ -1,7 +1,6 @@
 """`abn compare RUN DATA`: every method's maps of the same images, every metric of every map, and one page of it all."""
 
 import os
-import platform
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -23,6 +22,7 @@ from attention_branch.evaluation.run import output_folder, versions
 from attention_branch.explanations import METHODS
 from attention_branch.explanations.methods import CONTROLS, LAYERED
 from attention_branch.files import atomic_path, sha256, write_json
+from attention_branch.hardware import processor
 from attention_branch.models.saving import WEIGHTS, load_model, model_folder
 
 DEFAULT_METHODS = ("attention", "attention-class", "cam", "grad-cam", "grad-cam++")
@@ -195,15 +195,7 @@ def _versions() -> dict[str, str]:
 
 
 def _hardware(device: str) -> dict[str, Any]:
-    found: dict[str, Any] = {"device": device, "processor": _processor(), "cores": os.cpu_count()}
+    found: dict[str, Any] = {"device": device, "processor": processor(), "cores": os.cpu_count()}
     if torch.device(device).type == "cuda":
         found["gpu"] = torch.cuda.get_device_name(device)
     return found
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

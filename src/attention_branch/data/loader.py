@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from attention_branch.data.augment import AUGMENTATIONS, BATCH_AUGMENTATIONS, DRAWS, PICTURE_AUGMENTATIONS, uniforms
 from attention_branch.data.dataset import ImageSet
 from attention_branch.errors import UserError, did_you_mean
+from attention_branch.hardware import usable_cores
 from attention_branch.models.preprocessing import Preprocessing
 
 CACHE_BYTES = 1 << 30
@@ -234,5 +235,4 @@ def _workers(batches: _Batches) -> int:
     """Choose a number of workers: none where reading a batch is quicker than handing it over."""
     if batches.pixels is not None or (batches.cache is not None and max(batches.preprocessing.size) <= 64):
         return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    return min(8, max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))

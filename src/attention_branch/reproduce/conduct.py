@@ -16,14 +16,15 @@ from rich.console import Console
 from attention_branch.data import DataSet
 from attention_branch.errors import UserError
 from attention_branch.files import disk_error, held_alone, require_folder
+from attention_branch.hardware import usable_cores
 from attention_branch.reproduce import record as records
+from attention_branch.reproduce.arrays import Arrays, preprocessing_of
 from attention_branch.reproduce.cells import FIGURES, Cell, cells_for
 from attention_branch.reproduce.estimate import estimate, estimate_large
 from attention_branch.reproduce.figures import draw_figure
 from attention_branch.reproduce.large_run import network_is_whole, run_folder, run_large, stop_gently
 from attention_branch.reproduce.plan import LARGE, Job, Protocol, make_jobs, startable
 from attention_branch.reproduce.progress import Progress
-from attention_branch.reproduce.small_run import Arrays, preprocessing_of, thread_count
 from attention_branch.reproduce.sources import Origin, missing, open_origin, parse_data
 from attention_branch.reproduce.worker import Circumstances, Report, run_worker
 
@@ -74,7 +75,7 @@ def reproduce(
     jobs: list[Job] = []
     figures: list[tuple[list[Job], DataSet]] = []
     arrays: dict[str, Arrays] = {}
-    at_once = at_once or (thread_count() if device == "cpu" else 4)
+    at_once = at_once or (usable_cores() if device == "cpu" else 4)
     held = ExitStack()
     try:
         held.enter_context(held_alone(folder))
@@ -191,7 +192,7 @@ def _announce(
     if device != "cpu":
         return
     small = [job for job in jobs if not job.large]
-    seconds = estimate(small, arrays) / max(1, min(at_once, len(small), thread_count()))
+    seconds = estimate(small, arrays) / max(1, min(at_once, len(small), usable_cores()))
     seconds += estimate_large([job for job in jobs if job.large])
     shown = f"about {seconds / 60:.0f} minutes" if seconds < 7200 else f"about {seconds / 3600:.0f} hours"
     console.print(f"Without a GPU this takes {shown}, by steps measured now.", highlight=False)
@@ -216,7 +217,7 @@ def _work_off(
     on_cpu = device == "cpu"
     sharing = min(at_once, len(jobs))
     count = sharing if on_cpu else 1
-    threads = max(1, thread_count() // count)
+    threads = max(1, usable_cores() // count)
     circumstances = Circumstances(device, threads, 1 if on_cpu else at_once, deadline, sharing)
     context = multiprocessing.get_context("spawn")
     queue, reports, stop = context.Queue(), context.Queue(), context.Event()

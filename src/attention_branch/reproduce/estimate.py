@@ -9,8 +9,8 @@ import torch
 from attention_branch.data import DataSet
 from attention_branch.data.resident import ResidentImages
 from attention_branch.models.cost import cost
+from attention_branch.reproduce.arrays import Arrays
 from attention_branch.reproduce.plan import Job
-from attention_branch.reproduce.small_run import Arrays
 from attention_branch.training.building import make_model
 from attention_branch.training.fast import FastTrainer
 

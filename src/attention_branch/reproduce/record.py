@@ -13,6 +13,7 @@ import torch
 
 from attention_branch.errors import UserError
 from attention_branch.files import write_text
+from attention_branch.hardware import processor
 from attention_branch.reproduce.plan import Job, kept_settings
 from attention_branch.training import TrainConfig
 
@@ -59,7 +60,7 @@ def begin(job: Job) -> dict[str, Any]:
 
 def surroundings(device: str, threads: int, at_once: int = 1) -> dict[str, Any]:
     """Return hardware and versions, without names of machines or paths; `at_once` runs at most shared the machine."""
-    hardware: dict[str, Any] = {"device": device, "cores": os.cpu_count(), "processor": _processor()}
+    hardware: dict[str, Any] = {"device": device, "cores": os.cpu_count(), "processor": processor()}
     hardware["runs_at_once"] = at_once
     if device.startswith("cuda"):
         hardware["gpu"] = torch.cuda.get_device_name(device)
@@ -70,15 +71,6 @@ def surroundings(device: str, threads: int, at_once: int = 1) -> dict[str, Any]:
         "hardware": hardware,
         "versions": {name: version(name) for name in names} | {"python": platform.python_version()},
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def read(path: Path) -> dict[str, Any] | None:

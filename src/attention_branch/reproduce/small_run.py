@@ -1,29 +1,26 @@
 """One run on small pictures, by the fast path: trained, evaluated after each epoch, kept, continued, recorded."""
 
-import hashlib
 import json
-import os
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from attention_branch.data import DataSet, ImageSet
+from attention_branch.data import ImageSet
 from attention_branch.data.augment import BATCH_AUGMENTATIONS
-from attention_branch.data.resident import ResidentImages, decoded, stacked_targets
+from attention_branch.data.resident import ResidentImages
 from attention_branch.data.torchvision_sets import ArraySource
 from attention_branch.errors import UserError
 from attention_branch.files import atomic_path
 from attention_branch.metrics import PointingGame, collapse_alarm
-from attention_branch.models import ABNOutput, Preprocessing, create_backbone
+from attention_branch.models import ABNOutput
 from attention_branch.models.cost import cost
 from attention_branch.reproduce import record as records
+from attention_branch.reproduce.arrays import SPLITS, Arrays
 from attention_branch.reproduce.plan import Job
 from attention_branch.training.building import make_model
-from attention_branch.training.config import TrainConfig
 from attention_branch.training.fast import EVALUATION_BATCH, FastTrainer
 
 SAVE_EVERY = 60.0
@@ -31,60 +28,6 @@ SAVE_EVERY = 60.0
 
 FEWEST_STEPS = 8
 """Steps after which an epoch's duration can be told."""
-
-SPLITS = ("train", "validation", "test")
-
-
-class Arrays:
-    """The pictures, class numbers and objects' places of a data set as files that several processes map into memory."""
-
-    def __init__(self, folder: Path, data: DataSet) -> None:
-        """Describe what `write` puts into the folder."""
-        self.folder = folder
-        self.tasks = data.tasks
-        self.multitask = data.multitask
-        self.normalization = data.normalization
-        self.pixels: str | None = None
-        """SHA-256 of every split's decoded pictures and class numbers; None before `write`."""
-
-    def write(self, data: DataSet, preprocessing: Preprocessing) -> "Arrays":
-        """Decode every split once, at the network's size."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        digest = hashlib.sha256()
-        for name in SPLITS:
-            images = getattr(data, name)
-            parts = {name: decoded(images, preprocessing), f"{name}-targets": stacked_targets(images)}
-            for part, values in parts.items():
-                digest.update(f"{part} {values.dtype.str} {values.shape}\n".encode())
-                digest.update(np.ascontiguousarray(values).data)
-                with atomic_path(self.folder / f"{part}.npy") as path:
-                    np.save(path, values)
-        self.pixels = digest.hexdigest()
-        regions = [sample.region(preprocessing) for sample in data.test or () if not data.multitask]
-        if regions and all(region is not None and region.any() for region in regions):
-            with atomic_path(self.folder / "test-regions.npy") as path:
-                np.save(path, np.stack(regions))  # type: ignore[arg-type]
-        return self
-
-    def regions(self) -> np.ndarray | None:
-        """Return where the test pictures' objects are, bool (N, H, W), None where that is not known."""
-        path = self.folder / "test-regions.npy"
-        return np.load(path) if path.exists() else None
-
-    def split(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return pictures uint8 (N, H, W, 3) and class numbers of a split."""
-        pixels = np.load(self.folder / f"{name}.npy", mmap_mode="r")
-        return pixels, np.load(self.folder / f"{name}-targets.npy")
-
-    def described(self, spec: str) -> DataSet:
-        """Return the data set without its pictures: classes and normalisation, for building networks."""
-        return DataSet(spec=spec, seed=0, tasks=self.tasks, multitask=self.multitask, normalization=self.normalization)
-
-
-def preprocessing_of(config: TrainConfig, data: DataSet) -> Preprocessing:
-    """Return how a run's network sees pictures."""
-    size: dict[str, Any] = {"heads": data.heads} if data.multitask else {"num_classes": data.num_classes}
-    return create_backbone(config.model, image_size=config.image_size, **size).preprocessing
 
 
 class SmallRun:
@@ -108,7 +51,7 @@ class SmallRun:
         self.saved_at = time.monotonic()
         self.record = records.begin(job) | records.surroundings(device, threads, at_once)
         # For information: another decoder may give other bytes, which makes a finished run no other one.
-        self.record["data"] = {**job.data, "pixels": arrays.pixels}
+        self.record["data"] = {**job.data, "pixels": arrays.pixels, "normalization": arrays.normalization}
         self.regions = arrays.regions()
         self.record["cost"] = {"parameters": self.counted.parameters, "multiply_adds": self.counted.multiply_adds}
         self.seconds_before = 0.0
@@ -206,7 +149,7 @@ class SmallRun:
     def _identity(self) -> dict[str, Any]:
         """Return what a state must share with the run that goes on with it, as a JSON file would give it back."""
         own = {name: self.record[name] for name in ("cell", "settings", "seed")}
-        data = {name: self.record["data"][name] for name in ("fingerprint", "pixels")}
+        data = {name: self.record["data"][name] for name in ("fingerprint", "pixels", "normalization")}
         return json.loads(json.dumps(own | data))
 
     def _go_on(self) -> None:
@@ -264,11 +207,8 @@ class SmallRun:
                 "low": flat.amin(2).mean().item(),
                 "high": flat.amax(2).mean().item(),
                 "alarm": collapse_alarm(maps),
+                **self._on_objects(maps),
             }
-            if self.regions is not None and maps.shape[1] == 1:
-                game = PointingGame()
-                game.update(None, None, maps[:, 0], regions=torch.from_numpy(self.regions[self.orders["test"].numpy()]))
-                self.record["map"]["on_object"] = game.compute().mean
         steps = self.trainer.step * self.trainer.batch_size
         self.record["cost"] |= {
             "seconds": round(self._seconds(), 1),
@@ -279,6 +219,35 @@ class SmallRun:
         self.record["status"] = records.FINISHED
         records.write(self.job.record, self.record)
         self.job.checkpoint.unlink(missing_ok=True)
+
+    def _on_objects(self, maps: Tensor) -> dict[str, Any]:
+        """Return how often a map's maximum lies on its object, where objects' places are known: one a map, or a head.
+
+        `on_object` counts every known place alike; `object_area` is their mean share of the picture.
+        """
+        if self.regions is None or self.regions.shape[1] != maps.shape[1]:
+            return {}
+        regions = torch.from_numpy(self.regions[self.orders["test"].numpy()])
+        known = regions.flatten(2).any(2)
+        if not known.any():
+            return {}
+        shares = []
+        for head in range(maps.shape[1]):
+            game = PointingGame()
+            mine = known[:, head]
+            if mine.any():
+                game.update(None, None, maps[mine, head], regions=regions[mine, head])
+            shares.append(game.compute().mean if mine.any() else None)
+        counts = known.sum(0).tolist()
+        hits = sum(share * count for share, count in zip(shares, counts, strict=True) if share is not None)
+        found: dict[str, Any] = {
+            "on_object": hits / sum(counts),
+            "objects": sum(counts),
+            "object_area": regions[known].float().mean().item(),
+        }
+        if self.trainer.heads:
+            found["on_object_by_head"] = dict(zip(self.trainer.heads, shares, strict=True))
+        return found
 
     @torch.no_grad()
     def _maps(self) -> Tensor | None:
@@ -301,8 +270,3 @@ def _at(curves: dict[str, list[float]], epoch: int) -> dict[str, Any]:
     """Return the evaluation's figures after an epoch (counted from 1)."""
     chosen = {name: values[epoch] for name, values in curves.items() if not name.startswith("train_")}
     return {"epoch": epoch + 1, **chosen}
-
-
-def thread_count() -> int:
-    """Return the cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

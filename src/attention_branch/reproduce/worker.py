@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from attention_branch.errors import UserError
+from attention_branch.reproduce.arrays import Arrays
 from attention_branch.reproduce.plan import Job
-from attention_branch.reproduce.small_run import Arrays, SmallRun
+from attention_branch.reproduce.small_run import SmallRun
 
 STEPS_AT_ONCE = 8
 """Steps on a GPU of one run before the next one's turn; between them a stop is noticed. A CPU takes one."""
