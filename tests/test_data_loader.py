@@ -15,6 +15,7 @@ from attention_branch.data.augment import (
     pad_crop,
     pad_crop_flip,
     pad_crop_flip_trivial,
+    trivial,
     uniforms,
 )
 from attention_branch.data.dataset import Source
@@ -120,6 +121,7 @@ def test_trivial_augment_for_small_pictures_is_one_operation_then_a_shifted_wind
             torch.manual_seed(int(draws[-1] * 2**53))
             operated = np.asarray(v2.TrivialAugmentWide()(picture))
         unchanged += (operated == np.asarray(picture)).all()
+        assert (np.asarray(trivial(picture, preprocessing, draws)) == operated).all()
         top, left = int(draws[0] * 9) - 4, int(draws[1] * 9) - 4
         window = np.zeros_like(operated)
         for y in range(max(0, -top), min(32, 32 - top)):

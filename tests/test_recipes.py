@@ -58,6 +58,8 @@ def miniature(name: str, data: dict[str, str], out: Path) -> TrainConfig:
     chosen = RECIPES[name]
     small = chosen.model in SMALL
     narrow = ("width=0.125",) if small else ("channels=[4, 8, 8, 8]", "layers=[1, 1, 1, 1]")
+    if chosen.model == "vgg16":
+        narrow = ("channels=[4, 4, 8, 8, 8]",)
     side = 16 if small else 48
     return recipe(
         name,

@@ -10,7 +10,7 @@ from attention_branch.reproduce.cells import NOT_BUILT, Cell, cells_for, cells_o
 from attention_branch.reproduce.plan import Protocol, kept_settings, recipe_of, settings, startable
 from attention_branch.reproduce.published import PUBLISHED
 from attention_branch.reproduce.sources import KINDS, Origin, missing, parse_data
-from attention_branch.training import RECIPES
+from attention_branch.training import RECIPES, recipe
 from attention_branch.training.building import make_model
 from attention_branch.training.optimization import rate_factor
 
@@ -234,3 +234,25 @@ def test_data_that_is_not_there_says_what_to_get(argument, words):
     with pytest.raises(UserError, match=words):
         parse_data([argument])
     assert "--data cifar10-jpeg=PATH" in missing("cifar10")
+
+
+@pytest.mark.parametrize(
+    ("cell", "protocol", "wanted"),
+    [
+        (Cell("resnet164b", "svhn", "plain"), "published", ("svhn", "none", 0.1)),
+        (Cell("resnet164b", "svhn", "plain"), "modern", ("svhn-modern", "trivial", 0.1)),
+        (Cell("vgg16_cam", "imagenet", "plain"), "published", ("imagenet-vgg", "random-resized-crop", 0.01)),
+        (Cell("vgg16_bn", "imagenet", "plain"), "published", ("imagenet", "random-resized-crop", 0.1)),
+        (Cell("vgg16", "imagenet", "plain"), "modern", ("imagenet-vgg-modern", "trivial-augment", 0.05)),
+        (Cell("wrn_28_10", "cifar10", "plain"), "modern", ("cifar-modern", "pad-crop-flip-trivial", 0.1)),
+    ],
+)
+def test_signs_are_not_mirrored_and_nets_without_batch_norm_learn_slowly(cell, protocol, wanted):
+    chosen = recipe(recipe_of(cell, Protocol(protocol)))
+    assert (chosen.recipe, chosen.augment, chosen.lr) == wanted
+
+
+def test_the_quoted_resnet_is_run_at_both_depths():
+    numbers = {(number.row, number.column): number for number in PUBLISHED if number.table == "table2"}
+    assert [cell.network for cell in cells_of(numbers["ResNet", "CIFAR10"])] == ["resnet164b", "resnet110"]
+    assert [cell.network for cell in cells_of(numbers["ResNet+ABN", "CIFAR10"])] == ["resnet164b"]

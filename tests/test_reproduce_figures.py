@@ -1,6 +1,9 @@
 """The paper's figures from networks trained in miniature."""
 
 import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from attention_branch import load_model
@@ -25,6 +28,29 @@ def shown_at(drawn, top, columns, height):
     """Return a panel's pixels inside its edges."""
     with Image.open(drawn) as picture:
         return np.asarray(picture.convert("RGB"))[top + 3 : top + height - 3, columns[0] + 3 : columns[1] - 3] / 1.0
+
+
+def points_where_it_says(network, images, said):
+    """Check a record's shares of maps whose maximum lies on their head's quarters, or within 15/224 of the side."""
+    network.eval()
+    pictures = torch.stack([network.preprocessing.tensor(images[number].image) for number in range(len(images))])
+    with torch.no_grad():
+        maps = F.interpolate(network(pictures).attention, size=(64, 64), mode="bilinear").numpy()
+    hits = {head: [] for head in network.heads}
+    areas = []
+    for number in range(len(images)):
+        for head, mask in images[number].masks.items():
+            y, x = np.unravel_index(maps[number, list(network.heads).index(head)].argmax(), (64, 64))
+            rows, columns = np.nonzero(mask)
+            hits[head].append(((rows - y) ** 2 + (columns - x) ** 2).min() < (15 / 224 * 64) ** 2)
+            areas.append(mask.mean())
+    every = [hit for found in hits.values() for hit in found]
+    assert said["objects"] == len(every)
+    assert said["on_object"] == pytest.approx(np.mean(every))
+    assert said["object_area"] == pytest.approx(np.mean(areas))
+    assert said["on_object_by_head"] == {
+        head: pytest.approx(np.mean(found)) if found else None for head, found in hits.items()
+    }
 
 
 def test_figure_4_shows_both_networks_answers(tmp_path):
@@ -61,6 +87,7 @@ def test_figure_7_shows_a_map_of_every_head(tmp_path):
     arrays = Arrays(tmp_path / "arrays", data).write(data, preprocessing_of(job.config, data))
     record = finish(job, arrays)
     assert len(record["last"]["test_accuracy_by_head"]) == len(load_model(job.network).heads) == 16
+    points_where_it_says(load_model(job.network), data.test, record["map"])
     drawn = draw_figure("figure7", [job], data, tmp_path / "figure7.png")
     # Four mosaics at 120 dots an inch, each with two lines of eight maps of 1.35 inches below a title of 0.32.
     with Image.open(drawn) as picture:

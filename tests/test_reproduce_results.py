@@ -262,6 +262,40 @@ def heads_record(network, role, arm, seed, accuracies):
     return one
 
 
+def test_a_row_says_what_the_branch_changes(folder, tmp_path):
+    """The difference from the plain network stands beside the published number, by scipy's paired test."""
+    rows = {(row["table"], row["row"], row["column"]): row for row in table_rows(read_groups([folder]))}
+    less = rows["table1", "ResNet20", "g(x)*(1+M(x))"]["less_plain"]
+    assert less["mean"] == pytest.approx(100 * (np.mean(RESIDUAL) - np.mean(PLAIN)))
+    assert less["p_value"] == pytest.approx(stats.ttest_rel(RESIDUAL, PLAIN).pvalue)
+    assert rows["table1", "ResNet20", "g(x)"]["less_plain"] is None
+    assert rows["table1", "ResNet32", "g(x)*(1+M(x))"]["less_plain"] is None
+    plain = [{"model": 0.90, "maker": 0.94}, {"model": 0.92, "maker": 0.96}]
+    branch = [{"model": 0.93, "maker": 0.93}, {"model": 0.94, "maker": 0.96}]
+    for arm, accuracies in (("plain", plain), ("residual", branch)):
+        runs = [heads_record("vgg16", "compcars", arm, seed, one) for seed, one in enumerate(accuracies)]
+        for run in runs:
+            run["best_on_validation"]["test_accuracy_by_head"] = {"model": 0.5, "maker": 0.6}
+            run["best_on_test"] = {}
+        write(tmp_path / "cars" / arm, *runs)
+    rows = {(row["table"], row["row"], row["column"]): row for row in table_rows(read_groups([tmp_path / "cars"]))}
+    model, maker = rows["table3", "VGG16+ABN", "model"], rows["table3", "VGG16+ABN", "maker"]
+    # Points of error: less is better.
+    assert (model["less_plain"]["mean"], maker["less_plain"]["mean"]) == (pytest.approx(-2.5), pytest.approx(0.5))
+    assert model["ours"]["best_on_validation"]["mean"] == pytest.approx(50)
+    assert maker["ours"]["best_on_validation"]["mean"] == pytest.approx(60)
+    assert model["ours"]["best_on_test"] is None
+
+
+def test_the_page_says_which_seeds_and_versions_are_in_a_study(tmp_path):
+    runs = [record("plain", 0, 0.3), record("plain", 1, 0.3), record("residual", 0, 0.3)]
+    runs[1]["versions"] = {"torch": "2.11.0"}
+    write(tmp_path, *runs)
+    page = Page(write_tables_page(tmp_path / "page.html", read_groups([tmp_path])).read_text())
+    assert "0, 1 (plain); 0 (residual)" in page.text
+    assert "2.15.0, 2.11.0" in page.text
+
+
 def test_several_heads_fill_tables_3_and_4(tmp_path):
     cars = [{"model": 0.90, "maker": 0.94}, {"model": 0.92, "maker": 0.96}]
     write(tmp_path / "cars", *[heads_record("vgg16", "compcars", "plain", seed, one) for seed, one in enumerate(cars)])
@@ -311,7 +345,8 @@ def test_table_4_says_that_the_authors_code_is_another_network(tmp_path):
     write(tmp_path, heads_record("resnet101", "celeba", "residual", 0, {"a": 0.9, "b": 0.8}))
     groups = read_groups([tmp_path])
     noted = {(row["table"], row["row"], row["column"]) for row in all_rows(groups) if row["note"]}
-    assert noted == {("table4", "ABN", "average accuracy"), ("table4", "ResNet101", "odds")}
+    quoted = ("table2", "ResNet", "CIFAR10")  # He et al.'s network of basic blocks
+    assert noted == {quoted, ("table4", "ABN", "average accuracy"), ("table4", "ResNet101", "odds")}
     console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
     print_tables(groups, console)
     text = console.export_text()

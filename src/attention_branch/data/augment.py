@@ -94,12 +94,17 @@ def trivial_augment(picture: Image.Image, preprocessing: Preprocessing, draws: n
     return _one_operation(random_resized_crop(picture, preprocessing, draws), draws)
 
 
+def trivial(picture: Image.Image, preprocessing: Preprocessing, draws: np.ndarray) -> Image.Image:
+    """Apply one random operation as `trivial_augment` does, and nothing else: for signs, which no mirror may change."""
+    return _one_operation(preprocessing.image(picture), draws)
+
+
 def pad_crop_flip_trivial(picture: Image.Image, preprocessing: Preprocessing, draws: np.ndarray) -> Image.Image:
     """Apply one random operation as `trivial_augment` does, then `pad_crop_flip`: for pictures of 32 pixels.
 
     The order is that of the authors' CIFAR code (automl/trivialaugment, data.py).
     """
-    changed = np.asarray(_one_operation(preprocessing.image(picture), draws))
+    changed = np.asarray(trivial(picture, preprocessing, draws))
     return Image.fromarray(pad_crop_flip(changed[None], draws[None])[0])
 
 
@@ -119,6 +124,7 @@ BATCH_AUGMENTATIONS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] =
 # Changes that take the whole picture and bring it to the network's size themselves.
 PICTURE_AUGMENTATIONS: dict[str, Callable[[Image.Image, Preprocessing, np.ndarray], Image.Image]] = {
     "random-resized-crop": random_resized_crop,
+    "trivial": trivial,
     "trivial-augment": trivial_augment,
     "pad-crop-flip-trivial": pad_crop_flip_trivial,
 }

@@ -81,7 +81,7 @@ def mean_and_deviation(pixels: np.ndarray) -> tuple[tuple[float, ...], tuple[flo
         squares += (part**2).sum(0)
     mean = sums / count
     # A channel that is the same everywhere must not be divided by zero.
-    deviation = np.sqrt(np.maximum(squares / count - mean**2, 1e-6))
+    deviation = np.sqrt(np.maximum(squares / count - mean**2, 1))
     rounded = ((values / 255).round(4).tolist() for values in (mean, deviation))
     return tuple(next(rounded)), tuple(next(rounded))
 

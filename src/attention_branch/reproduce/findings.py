@@ -7,6 +7,7 @@ from attention_branch.report.statements import Statement
 _QUESTIONS = (
     ("plain", "the plain backbone"),
     ("none", "deep supervision alone (the branch trained, its map not applied)"),
+    ("product", "the same network with the product g(x)*M(x)"),
     ("constant", "the same network with a constant map"),
     ("shuffled", "the same network with another image's map"),
     ("wider-parameters", "a wider plain network of the same parameters"),

@@ -75,6 +75,15 @@ def machines(runs: Iterable[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(str(one.get("gpu") or one.get("processor") or one["device"]) for one in hardware))
 
 
+def versions(runs: Iterable[dict[str, Any]]) -> dict[str, str]:
+    """Return the versions of the software behind some records; where they differ, each once."""
+    found: dict[str, dict[str, None]] = {}
+    for record in runs:
+        for name, version in record["versions"].items():
+            found.setdefault(name, {})[version] = None
+    return {name: ", ".join(seen) for name, seen in found.items()}
+
+
 _Runs = dict[tuple[str, str, int], dict[str, Any]]
 """The records of one study by arm, hash of the settings, and seed."""
 

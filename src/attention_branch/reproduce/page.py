@@ -108,19 +108,20 @@ def _table(name: str, title: str, rows: list[dict[str, Any]]) -> Sheet:
             several = several_machines(ours["machines"])
             cells = [
                 Cell(row["printed"]), Cell(spread(ours), f"{ours['data']}\n{ours['protocol']}{several}"),
+                _difference(row["less_plain"]),
                 Cell(spread(ours["attention_branch"], short=True)),
                 Cell(spread(ours["best_on_test"], short=True), "", "quiet"),
             ]  # fmt: skip
         else:
-            cells = [Cell(row["printed"]), Cell("-"), Cell("-"), Cell("-", "", "quiet")]
+            cells = [Cell(row["printed"]), Cell("-"), Cell("-"), Cell("-"), Cell("-", "", "quiet")]
         shown.append((f"{row['row']}{depth}, {row['column']}{mark(row)}", row["network"] if ours else "not run", cells))
     reasons = dict.fromkeys(short_reason(row) for row in rows if row["reason"])
     note = "* the authors' own run of a baseline. Where the data is a stand-in its name stands below our number, and "
-    note += "the two cannot be compared."
+    note += "the two cannot be compared. Less plain: points of error less the same network without a branch."
     note += "".join(f" {sentence}" for sentence in (*notes(rows), *reasons))
     return Sheet(
         title,
-        ("published", "ours, last epoch", "branch alone", "best on test"),
+        ("published", "ours, last epoch", "less plain", "branch alone", "best on test"),
         shown,
         note=note,
         quiet=frozenset({"best on test"}),
@@ -134,6 +135,16 @@ def _facts(study: dict[str, Any]) -> list[tuple[str, str]]:
         ("data", f"{study['data']}: {images}"),
         ("protocol", study["protocol"]),
         *several,
-        ("seeds", ", ".join(map(str, study["arms"][0]["seeds"]))),
+        ("seeds", _seeds(study["arms"])),
         *[(name, str(value)) for name, value in {**study["hardware"], **study["versions"]}.items()],
     ]
+
+
+def _seeds(lines: list[dict[str, Any]]) -> str:
+    """Return the seeds of all arms, by arm where they differ, as where a budget ended."""
+    by_seeds: dict[str, list[str]] = {}
+    for line in lines:
+        by_seeds.setdefault(", ".join(map(str, line["seeds"])), []).append(line["arm"])
+    if len(by_seeds) == 1:
+        return next(iter(by_seeds))
+    return "; ".join(f"{seeds} ({', '.join(arms)})" for seeds, arms in by_seeds.items())

@@ -107,14 +107,14 @@ def recipe_of(cell: Cell, protocol: Protocol) -> str:
     """Return the recipe a cell is trained with."""
     if cell.role in _OWN:
         chosen = _OWN[cell.role]
-    elif cell.role in LARGE:
+    elif cell.role == "imagenet" and cell.network.startswith("vgg") and "_bn" not in cell.network:
+        chosen = "imagenet-vgg"
+    elif cell.role in LARGE or cell.role == "svhn":
         chosen = cell.role
-    elif cell.role == "svhn":
-        chosen = "svhn"
     else:
         chosen = next(name for start, name in _FAMILY_RECIPES if cell.network.startswith(start))
     if protocol.name == "modern":
-        chosen = f"{chosen if cell.role in LARGE or cell.role in _OWN else 'cifar'}-modern"
+        chosen = f"{'cifar' if chosen.startswith('cifar') else chosen}-modern"
     if chosen not in RECIPES:
         raise UserError(f"There are no {protocol.name} settings for {cell.role}; use --protocol published.")
     return chosen

@@ -8,13 +8,16 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from attention_branch.evaluation.odds import attribute_odds
 from attention_branch.reproduce.arms import ARMS
 from attention_branch.reproduce.cells import NOT_BUILT, cells_of, note_on
-from attention_branch.reproduce.groups import Group, machines, over_seeds
+from attention_branch.reproduce.groups import Group, machines, over_seeds, versions
 from attention_branch.reproduce.published import ACCURACY, ODDS, PUBLISHED, Published
 from attention_branch.reproduce.sources import missing
 
-REFERENCES = ("plain", "none", "residual", "constant", "shuffled", "wider-parameters", "wider-multiply-adds")
+REFERENCES = (
+    "plain", "none", "product", "residual", "constant", "shuffled", "wider-parameters", "wider-multiply-adds",
+)  # fmt: skip
 """Arms that every other arm is compared with."""
 
 CONFIDENCE = 0.95
@@ -50,13 +53,16 @@ def difference(first: Group, second: Group, place: str = "last", name: str = "te
     Paired t-test (Student): runs of one seed share the order of images and their augmentation. The interval is for the
     mean over further seeds on this test set, not over further test sets.
     """
-    shared = sorted(set(first.seeds) & set(second.seeds))
+    errors = [dict(zip(group.seeds, 100 * group.values(place, name), strict=True)) for group in (first, second)]
+    return paired(*errors)
+
+
+def paired(first: dict[int, float], second: dict[int, float]) -> Difference | None:
+    """Return the first values less the second over the seeds both have, as `difference` does."""
+    shared = sorted(set(first) & set(second))
     if not shared:
         return None
-    pairs = []
-    for group in (first, second):
-        by_seed = dict(zip(group.seeds, 100 * group.values(place, name), strict=True))
-        pairs.append(np.array([by_seed[seed] for seed in shared]))
+    pairs = [np.array([values[seed] for seed in shared], dtype=float) for values in (first, second)]
     delta = pairs[0] - pairs[1]
     if np.isnan(delta).any():
         return None
@@ -92,8 +98,12 @@ def table_rows(groups: Iterable[Group]) -> list[dict[str, Any]]:
 
 def _row(number: Published, group: Group, groups: Sequence[Group], *, authors: bool) -> dict[str, Any]:
     ours = _odds(group, groups) if number.column == ODDS else _ours(number, group)
+    plain = [g for g in groups if g.study == group.study and g.arm == "plain" and group.arm != "plain"]
+    less = paired(_errors(number, group), _errors(number, plain[0])) if plain and number.column != ODDS else None
     return _number(number) | {
         "ours": ours,
+        # Points of error, of the same network without a branch over the same seeds.
+        "less_plain": less.to_dict() if less else None,
         "network": group.network,
         "authors_depth": authors,
         "arm": group.arm,
@@ -101,18 +111,32 @@ def _row(number: Published, group: Group, groups: Sequence[Group], *, authors: b
     }
 
 
+def _errors(number: Published, group: Group, place: str = "last") -> dict[int, float]:
+    """Return the error behind a number by seed, in percent; NaN where a run lacks it."""
+    if number.table != "table3":
+        return dict(zip(group.seeds, 100 * group.values(place, "test_error"), strict=True))
+    found = [record[place].get("test_accuracy_by_head", {}).get(number.column) for record in group.records]
+    return {
+        seed: math.nan if share is None else 100 * (1 - share) for seed, share in zip(group.seeds, found, strict=True)
+    }
+
+
 def _ours(number: Published, group: Group) -> dict[str, Any] | None:
     """Return the last epoch's figure in the published unit, and apart from it what the best epoch would have said."""
-    if number.table == "table3":
-        accuracies = [record["last"].get("test_accuracy_by_head", {}).get(number.column) for record in group.records]
-        return None if None in accuracies else _described(group, over_seeds(100 * np.array(accuracies)))
-    last, best = group.summary("last"), group.summary("best_on_test")
-    chosen, branch = group.summary("best_on_validation"), group.summary("last", "test_attention_error")
-    if number.unit == ACCURACY:
-        last, best, chosen, branch = (_accuracy(value) for value in (last, best, chosen, branch))
+    last, chosen, best = (_summary(number, group, place) for place in ("last", "best_on_validation", "best_on_test"))
     if last is None:
         return None
+    branch = None if number.table == "table3" else group.summary("last", "test_attention_error")
+    branch = _accuracy(branch) if number.unit == ACCURACY else branch
     return _described(group, last) | {"attention_branch": branch, "best_on_validation": chosen, "best_on_test": best}
+
+
+def _summary(number: Published, group: Group, place: str) -> dict[str, Any] | None:
+    """Return mean and deviation over seeds in the published unit; None where a run lacks the figure."""
+    errors = np.array(list(_errors(number, group, place).values()))
+    if np.isnan(errors).any():
+        return None
+    return _accuracy(over_seeds(errors)) if number.unit == ACCURACY else over_seeds(errors)
 
 
 def _described(group: Group, summary: dict[str, Any]) -> dict[str, Any]:
@@ -135,7 +159,7 @@ def _heads_won(first: Group, second: Group) -> list[int]:
     for record in first.records:
         ours, theirs = record["last"].get("test_accuracy_by_head"), by_seed.get(record["seed"])
         if ours and theirs:
-            counts.append(sum(ours[head] > theirs[head] for head in ours))
+            counts.append(attribute_odds(ours, theirs).better)
     return counts
 
 
@@ -167,6 +191,7 @@ def _open_row(number: Published) -> dict[str, Any]:
     network = cells[0].network if cells else None
     return _number(number) | {
         "ours": None,
+        "less_plain": None,
         "network": network,
         "authors_depth": True,
         "arm": cells[0].arm if cells else None,
@@ -235,7 +260,7 @@ def _study(arms: dict[str, Group]) -> dict[str, Any]:
         "error": f"error (%), mean over {heads} labels" if heads else "top-1 error (%)",
         "hardware": first["hardware"],
         "machines": machines(record for group in arms.values() for record in group.records),
-        "versions": first["versions"],
+        "versions": versions(record for group in arms.values() for record in group.records),
         "arms": lines,
     }
 

@@ -11,6 +11,11 @@ from attention_branch.reproduce.groups import Group
 from attention_branch.reproduce.published import TABLES
 from attention_branch.reproduce.results import studies, table_rows
 
+_PAIRED = (
+    "points of error less the same network without a branch, paired by seed; ! where the 95 % interval (Student's t) "
+    "excludes zero. Nothing is corrected for the number of comparisons."
+)
+
 
 def print_tables(groups: Sequence[Group], console: Console) -> None:
     """Print every published number with ours beside it, then every study's arms, then the smoke tests."""
@@ -28,7 +33,7 @@ def _print_table(title: str, rows: list[dict[str, Any]], console: Console) -> No
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for heading, side in (
         ("row", "left"), ("column", "left"), ("published", "right"), ("ours, last epoch", "right"),
-        ("best on test", "right"), ("measured on", "left"),
+        ("- plain", "right"), ("best on test", "right"), ("measured on", "left"),
     ):  # fmt: skip
         table.add_column(heading, justify=side, overflow="fold")  # type: ignore[arg-type]
     for row in rows:
@@ -38,13 +43,16 @@ def _print_table(title: str, rows: list[dict[str, Any]], console: Console) -> No
         if ours:
             cells += [
                 spread(ours),
+                _less(row["less_plain"], with_p=True),
                 spread(ours["best_on_test"], short=True),
                 f"{row['network']}, {ours['data']}, {ours['protocol']}{several_machines(ours['machines'])}",
             ]
         else:
-            cells += ["-", "-", ""]
+            cells += ["-", "-", "-", ""]
         table.add_row(*cells)
     console.print(table)
+    if any(row["less_plain"] for row in rows):
+        console.print(f"  - plain: {_PAIRED}", highlight=False, markup=False, soft_wrap=True)
     for note in notes(rows):
         console.print(f"  {note}", highlight=False, markup=False, soft_wrap=True)
     for reason in dict.fromkeys(short_reason(row) for row in rows if row["reason"]):
@@ -104,7 +112,8 @@ def spread(summary: dict[str, Any] | None, *, short: bool = False) -> str:
     return text if short else f"{text} (n={summary['n']})"
 
 
-def _less(found: dict[str, Any] | None) -> str:
+def _less(found: dict[str, Any] | None, *, with_p: bool = False) -> str:
     if found is None:
         return "-"
-    return f"{found['mean']:+.2f}{' !' if found['clear'] else ''}"
+    p_value = f" p={found['p_value']:.3f}" if with_p and found["p_value"] is not None else ""
+    return f"{found['mean']:+.2f}{' !' if found['clear'] else ''}{p_value}"

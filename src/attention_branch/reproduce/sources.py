@@ -180,14 +180,14 @@ def open_origin(origin: Origin) -> DataSet:
     if data.validation is None:
         rows = data.train.rows
         labels = np.zeros(len(data.train.source), dtype=np.int64)
-        names = ["all"]
+        names, how = ["all"], "at random"
         targets = data.train.targets
         if isinstance(data.class_names, list) and isinstance(targets, np.ndarray):
-            names = data.class_names
+            names, how = data.class_names, "stratified by class"
             labels[rows] = targets
         parts = cut(data.train.source, rows, labels, names, {"validation": 0.1}, 0)
         place = {int(row): number for number, row in enumerate(rows)}
         data.validation = data.train.subset([place[int(row)] for row in parts["validation"]])
         data.train = data.train.subset([place[int(row)] for row in parts["train"]])
-        data.split_made += "; validation (0.1) cut from train, stratified by class"
+        data.split_made += f"; validation (0.1) cut from train, {how}"
     return data
