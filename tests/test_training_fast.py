@@ -199,10 +199,14 @@ def test_no_step_waits_for_the_device(data, optimizer):
     with Waiting() as waiting:
         made.advance(2)
     assert waiting.found == []
-    for call in (lambda: made.epoch_figures().sum().item(), lambda: SIZE.normalize(torch.zeros(1, 3, 4, 4))):
+    for call in (lambda: made.epoch_figures().sum().item(), lambda: torch.zeros(3).new_tensor([1.0, 2.0])):
         with Waiting() as waiting:  # two that do wait are counted
             call()
         assert waiting.found
+    SIZE.normalize(torch.zeros(1, 3, 4, 4))
+    with Waiting() as waiting:  # mean and deviation are there since the first batch
+        SIZE.normalize(torch.zeros(1, 3, 4, 4))
+    assert waiting.found == []
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
