@@ -74,6 +74,7 @@ def test_every_network_of_a_table_has_every_arm():
         ("resnet20", 18),
         ("resnet20/cifar100/residual", 1),
         ("*/cifar100/plain", 8),
+        ("*/tiny-imagenet-100/plain", 8),
         ("resnet*b", 54),
         ("*/*/wider-*", 32),
     ],

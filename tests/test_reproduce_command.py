@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from attention_branch.reproduce.cells import Cell
 from attention_branch.reproduce.groups import read_groups
 from attention_branch.reproduce.plan import Protocol, make_jobs
 from attention_branch.reproduce.progress import Progress
+from attention_branch.reproduce.signals import deaf, stopped_in_order
 from reproduce_runs import HUNDRED, one_epoch, opened, write_pictures
 
 
@@ -136,6 +139,39 @@ def test_bad_input_is_said_in_a_sentence(arguments, words, capsys, tmp_path, mon
 def test_data_of_another_number_of_classes_is_refused(pictures, tmp_path, capsys):
     arguments = ["table1", "--data", f"cifar100={pictures}", "--out", str(tmp_path), "--device", "cpu"]
     assert "has 10 classes, and CIFAR-100 has 100" in refused(arguments, capsys)
+
+
+def test_more_training_pictures_than_there_are_is_refused_at_once(pictures, tmp_path, capsys):
+    arguments = ["table2", "--data", f"cifar10-jpeg={pictures}", "--out", str(tmp_path), "--device", "cpu"]
+    assert "--train-images is 9,999, but" in refused([*arguments, "--epochs", "1", "--train-images", "9999"], capsys)
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_scheduler_stops_the_command_as_a_person_does():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), stopped_in_order():
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_processes_are_deaf_from_their_first_moment():
+    """Ctrl-C goes to a whole group, and whoever is still importing would die of it."""
+    ask = "import signal as s; print(s.getsignal(s.SIGINT) is s.SIG_IGN, s.getsignal(s.SIGTERM) is s.SIG_IGN)"
+    with deaf():
+        os.kill(os.getpid(), signal.SIGTERM)
+        heard = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True).stdout
+    assert heard.split() == ["True", "True"]
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_what_a_killed_command_left_is_removed(pictures, tmp_path, capsys):
+    left = tmp_path / ".pixels-of-a-killed-one"
+    left.mkdir()
+    (left / "train.npy").write_bytes(b"1")
+    arguments = ["table2", "--data", f"cifar10-jpeg={pictures}", "--out", str(tmp_path), "--device", "cpu"]
+    refused([*arguments, "--epochs", "1", "--train-images", "9999"], capsys)
+    assert not list(tmp_path.glob(".pixels-*"))
 
 
 def test_long_work_without_a_gpu_asks_for_a_budget(hundred, tmp_path, capsys, monkeypatch):

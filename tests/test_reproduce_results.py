@@ -17,7 +17,7 @@ from attention_branch.reproduce.findings import statements
 from attention_branch.reproduce.groups import find_folders, read_groups
 from attention_branch.reproduce.page import write_tables_page
 from attention_branch.reproduce.published import PUBLISHED
-from attention_branch.reproduce.record import pack, unpack
+from attention_branch.reproduce.record import pack, read, unpack
 from attention_branch.reproduce.results import all_rows, difference, studies, table_rows
 from attention_branch.reproduce.show import print_tables
 from html_page import Page
@@ -131,7 +131,7 @@ def told(groups, arm="plain"):
     return {group.protocol: group.seeds for group in groups if group.arm == arm}
 
 
-WORDS = "as published, recipe cifar, 300 epochs"
+WORDS = "published settings, recipe cifar, 300 epochs"
 SHIPPED = f"{WORDS}; shipped with the package"
 
 
@@ -337,7 +337,8 @@ def test_the_page_and_the_terminal_show_the_same(folder, tmp_path):
     assert "-1.40 !" in text
     page = Page(write_tables_page(tmp_path / "page.html", groups).read_text())
     assert "31.40 ± 1.14" in page.text
-    assert "Clearly better than the plain backbone (-1.40 points of error, from -2.08 to -0.72, 5 seeds)." in page.text
+    better = "clearly better than the plain backbone (-1.40 points of error, from -2.08 to -0.72, 5 seeds)."
+    assert f"The paper's network: {better}" in page.text
     assert "nan" not in page.text.lower().split()
 
 
@@ -357,6 +358,15 @@ def test_table_4_says_that_the_authors_code_is_another_network(tmp_path):
     assert "ABN, average accuracy †" in page.text
 
 
+def test_one_damaged_record_hides_no_other(folder, capsys):
+    (folder / "plain" / "9-seed9.json").write_text((folder / "plain" / "0-seed0.json").read_text()[:100])
+    groups = read_groups([folder])
+    assert {group.arm: group.seeds for group in groups} == {"plain": [0, 1, 2, 3, 4], "residual": [0, 1, 2, 3, 4]}
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("Left out: ") == said.err.count("9-seed9.json") == 1
+
+
 def test_packed_answers_come_back():
     random = np.random.default_rng(0)
     for shape in ((13,), (5, 3)):
@@ -367,14 +377,14 @@ def test_packed_answers_come_back():
 def test_damaged_records_are_named(tmp_path):
     (tmp_path / "a-seed0.json").write_text('{"format": 1, ')
     with pytest.raises(UserError, match="cannot be read"):
-        read_groups([tmp_path])
+        read(tmp_path / "a-seed0.json")
     (tmp_path / "a-seed0.json").write_text('{"format": 99}')
     with pytest.raises(UserError, match="is no record"):
-        read_groups([tmp_path])
+        read(tmp_path / "a-seed0.json")
     for name in ("status", "seed", "cell", "protocol", "settings", "data", "last", "cost", "hardware", "versions"):
         for harm in (None, [], {}):
             if name in ("status", "seed") and harm is not None:
                 continue
             (tmp_path / "a-seed0.json").write_text(json.dumps(record("plain", 0, 0.3) | {name: harm}))
             with pytest.raises(UserError, match=f"is damaged: its '{name}'"):
-                read_groups([tmp_path])
+                read(tmp_path / "a-seed0.json")

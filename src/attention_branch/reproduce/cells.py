@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from attention_branch.errors import UserError, did_you_mean
 from attention_branch.reproduce.arms import ARMS, Arm
 from attention_branch.reproduce.published import ODDS, PUBLISHED, Published
+from attention_branch.reproduce.sources import KINDS
 
 # Table 1's rows as networks: first what the authors' code builds under that name, then the true depth.
 DEPTHS = {
@@ -149,6 +150,10 @@ def cells_for(what: str) -> list[Cell]:
     ]
 
 
+_ROLE_OF = {kind.name: kind.role for kind in KINDS.values()}
+"""A stand-in's cells are those of what it stands for."""
+
+
 def choose(cells: Sequence[Cell], patterns: Sequence[str]) -> list[Cell]:
     """Return the cells that any pattern names: `resnet20/cifar100/residual`, `resnet20`, `*/cifar100/*`.
 
@@ -157,6 +162,7 @@ def choose(cells: Sequence[Cell], patterns: Sequence[str]) -> list[Cell]:
     chosen: dict[Cell, None] = {}
     for pattern in patterns:
         parts = pattern.strip("/").split("/")
+        parts[1:2] = [_ROLE_OF.get(part, part) for part in parts[1:2]]
         whole = "/".join([*parts, *"**"[len(parts) - 1 :]])
         found = [cell for cell in cells if fnmatch.fnmatchcase(cell.name, whole)] if pattern and len(parts) < 4 else []
         if not found:

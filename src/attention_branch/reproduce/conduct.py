@@ -1,6 +1,7 @@
 """Runs the cells there is data for: what is done is left, what is unfinished goes on, and the budget is kept."""
 
 import multiprocessing
+import shutil
 import tempfile
 import time
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from attention_branch.reproduce.figures import draw_figure
 from attention_branch.reproduce.large_run import network_is_whole, run_folder, run_large, stop_gently
 from attention_branch.reproduce.plan import LARGE, Job, Protocol, make_jobs, startable
 from attention_branch.reproduce.progress import Progress
+from attention_branch.reproduce.signals import deaf, stopped_in_order
 from attention_branch.reproduce.sources import Origin, missing, open_origin, parse_data
 from attention_branch.reproduce.worker import Circumstances, Report, run_worker
 
@@ -78,12 +80,16 @@ def reproduce(
     at_once = at_once or (usable_cores() if device == "cpu" else 4)
     held = ExitStack()
     try:
+        held.enter_context(stopped_in_order())
         held.enter_context(held_alone(folder))
-        pixels = tempfile.TemporaryDirectory(prefix="abn-pixels-", ignore_cleanup_errors=True)
+        for stale in folder.glob(".pixels-*"):
+            shutil.rmtree(stale, ignore_errors=True)  # of a command that was killed; nobody else works here
+        pixels = tempfile.TemporaryDirectory(prefix=".pixels-", dir=folder, ignore_cleanup_errors=True)
         temporary = Path(held.enter_context(pixels))
         for origin, mine in runnable:
             console.print(f"{origin.title}: reading the pictures ...", highlight=False)
             opened = open_origin(origin)
+            _check_count(protocol, opened, origin)
             made = make_jobs(mine, origin, opened, protocol, list(seeds), folder, keep_models or what in FIGURES)
             if what in FIGURES:
                 figures.append((made, opened))
@@ -114,6 +120,14 @@ def reproduce(
     finally:
         held.close()
     return sum(_is_done(job, records.read(job.record)) for job in jobs)
+
+
+def _check_count(protocol: Protocol, data: DataSet, origin: Origin) -> None:
+    count = protocol.train_images
+    if count is not None and data.train is not None and count > len(data.train):
+        raise UserError(
+            f"--train-images is {count:,}, but {origin.title} has only {len(data.train):,} training images; give fewer."
+        )
 
 
 def _draw(what: str, jobs: list[Job], data: DataSet, folder: Path, console: Console) -> None:
@@ -195,7 +209,8 @@ def _announce(
     seconds = estimate(small, arrays) / max(1, min(at_once, len(small), usable_cores()))
     seconds += estimate_large([job for job in jobs if job.large])
     shown = f"about {seconds / 60:.0f} minutes" if seconds < 7200 else f"about {seconds / 3600:.0f} hours"
-    console.print(f"Without a GPU this takes {shown}, by steps measured now.", highlight=False)
+    shown = "less than two minutes" if seconds < 120 else shown
+    console.print(f"Without a GPU this takes {shown}, by steps measured now, and a moment to start.", highlight=False)
     if budget is None and seconds > UNASKED:
         raise UserError(
             f"Without a GPU these {len(jobs)} runs take {shown}; give --budget MINUTES to run for that long and go on "
@@ -217,7 +232,8 @@ def _work_off(
     on_cpu = device == "cpu"
     sharing = min(at_once, len(jobs))
     count = sharing if on_cpu else 1
-    threads = max(1, usable_cores() // count)
+    # Not by how many runs are left: sums in another number of threads round otherwise, and a seed has one result.
+    threads = max(1, usable_cores() // at_once)
     circumstances = Circumstances(device, threads, 1 if on_cpu else at_once, deadline, sharing)
     context = multiprocessing.get_context("spawn")
     queue, reports, stop = context.Queue(), context.Queue(), context.Event()
@@ -229,8 +245,9 @@ def _work_off(
         for _ in range(count)
     ]
     interrupted = False
-    for worker in workers:
-        worker.start()
+    with deaf():
+        for worker in workers:
+            worker.start()
     while True:
         try:
             if not _listen(reports, progress) and not any(worker.is_alive() for worker in workers):
@@ -246,7 +263,7 @@ def _work_off(
     for worker in workers:
         worker.join(timeout=5)
         if worker.is_alive():
-            worker.terminate()
+            worker.kill()
     queue.cancel_join_thread()
     return Ended(interrupted, tuple(worker.exitcode for worker in workers if worker.exitcode))
 

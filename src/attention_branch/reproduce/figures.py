@@ -29,7 +29,8 @@ def draw_figure(what: str, jobs: Sequence[Job], data: DataSet, path: Path) -> Pa
     stands_for = jobs[0].origin.kind.stands_for
     place = f" (in {stands_for}'s place)" if stands_for else ""
     epochs = jobs[0].config.epochs
-    smoke = f"; smoke test of {epochs} epoch{'s' * (epochs != 1)}" if jobs[0].protocol.shortened else ""
+    part = f" of {count:,} images" if (count := jobs[0].protocol.train_images) else ""
+    smoke = f"; smoke test of {epochs} epoch{'s' * (epochs != 1)}{part}" if jobs[0].protocol.shortened else ""
     title = f"{jobs[0].cell.network}, {jobs[0].origin.title}{place}{smoke}"
     if what == "figure7":
         pictures = [sample.image for sample in samples]

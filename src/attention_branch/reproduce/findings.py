@@ -15,6 +15,9 @@ _QUESTIONS = (
 )
 
 
+_SUBJECTS = {"residual": "The paper's network"}
+
+
 def statements(study: dict[str, Any], arm: str = "residual") -> list[Statement]:
     """Return one sentence for each control that the paper's network (or another arm) was compared with."""
     lines = {line["arm"]: line for line in study["arms"]}
@@ -24,20 +27,20 @@ def statements(study: dict[str, Any], arm: str = "residual") -> list[Statement]:
     for name, title in _QUESTIONS:
         compared = lines[arm]["less"].get(name)
         if compared is not None:
-            found.append(_sentence(title, compared))
+            found.append(_sentence(_SUBJECTS.get(arm, arm), title, compared))
     return found
 
 
-def _sentence(title: str, compared: dict[str, Any]) -> Statement:
+def _sentence(subject: str, title: str, compared: dict[str, Any]) -> Statement:
     points, n = compared["mean"], compared["n"]
     if compared["interval"] is None:
         return Statement(
-            f"Against {title}: {points:+.2f} points of error with one seed, which settles nothing.", "unsure"
+            f"{subject} against {title}: {points:+.2f} points of error with one seed, which settles nothing.", "unsure"
         )
     low, high = compared["interval"]
     interval = f"{points:+.2f} points of error, from {low:+.2f} to {high:+.2f}, {n} seeds"
     if not compared["clear"]:
-        return Statement(f"No clear difference from {title} ({interval}).", "unsure")
+        return Statement(f"{subject}: no clear difference from {title} ({interval}).", "unsure")
     if points < 0:
-        return Statement(f"Clearly better than {title} ({interval}).", "right")
-    return Statement(f"Clearly worse than {title} ({interval}).", "wrong")
+        return Statement(f"{subject}: clearly better than {title} ({interval}).", "right")
+    return Statement(f"{subject}: clearly worse than {title} ({interval}).", "wrong")

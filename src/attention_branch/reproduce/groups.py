@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 
 from attention_branch.errors import UserError
 from attention_branch.reproduce import record as records
@@ -112,7 +113,11 @@ def _read(folders: Sequence[Path]) -> dict[tuple[Any, ...], _Runs]:
         for path in sorted(folder.rglob("*-seed*.json")):
             if path.name.startswith("."):
                 continue  # a file that is being written, or was when the power went
-            record = records.read(path)
+            try:
+                record = records.read(path)
+            except UserError as problem:
+                Console(stderr=True).print(f"Left out: {problem}", highlight=False, markup=False, soft_wrap=True)
+                continue
             if not records.is_finished(record):
                 continue
             assert record is not None
@@ -203,7 +208,7 @@ def _differing(shared: str, others: Sequence[str]) -> str:
 def label(record: dict[str, Any]) -> str:
     """Return the protocol with what tells it from others: epochs and images where shortened, the precision."""
     settings, protocol = record["settings"], record["protocol"]
-    kinds = {"published": "as published, ", "modern": "modern, "}
+    kinds = {"published": "published settings, ", "modern": "modern settings, "}
     text = kinds[protocol["name"]] if protocol["recipe"] not in OWN_RECIPES else ""
     text += f"recipe {protocol['recipe']}, {settings['epochs']} epochs"
     if protocol["train_images"]:

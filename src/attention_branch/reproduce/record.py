@@ -80,7 +80,10 @@ def read(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (ValueError, OSError) as problem:
-        raise UserError(f"'{path}' cannot be read ({problem}); remove it, and the run is done anew.") from problem
+        raise UserError(
+            f"'{path}' cannot be read ({problem}); remove it, and the run begins anew, or goes on from the .ckpt "
+            "beside it with --resume."
+        ) from problem
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise UserError(f"'{path}' is no record of this version's runs; move it away.")
     wanted = _FIELDS | (_FINISHED_FIELDS if record.get("status") == FINISHED else {})

@@ -220,6 +220,7 @@ def _study(arms: dict[str, Group]) -> dict[str, Any]:
         group = arms[name]
         maps = [record["map"] for record in group.records if record.get("map")]
         on_object = [one["on_object"] for one in maps if one.get("on_object") is not None and not one["alarm"]]
+        areas = [one["object_area"] for one in maps if one.get("object_area") is not None]
         won = _heads_won(group, arms["plain"]) if "plain" in arms else []
         compared = {
             other: found.to_dict()
@@ -239,6 +240,7 @@ def _study(arms: dict[str, Group]) -> dict[str, Any]:
                 "seeds": group.seeds,
                 "errors": [round(100 * value, 4) for value in group.values("last", "test_error").tolist()],
                 "map_on_object": 100 * float(np.mean(on_object)) if on_object else None,
+                "object_area": 100 * float(np.mean(areas)) if areas else None,
                 "heads_won": None if name == "plain" or not won else over_seeds(np.array(won, dtype=float)),
                 "heads": len(group.records[0]["last"].get("test_accuracy_by_head", ())) or None,
                 "map_alarms": sum(one["alarm"] is not None for one in maps),

@@ -33,7 +33,7 @@ def _print_table(title: str, rows: list[dict[str, Any]], console: Console) -> No
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for heading, side in (
         ("row", "left"), ("column", "left"), ("published", "right"), ("ours, last epoch", "right"),
-        ("- plain", "right"), ("best on test", "right"), ("measured on", "left"),
+        ("less plain", "right"), ("best on test", "right"), ("measured on", "left"),
     ):  # fmt: skip
         table.add_column(heading, justify=side, overflow="fold")  # type: ignore[arg-type]
     for row in rows:
@@ -51,8 +51,10 @@ def _print_table(title: str, rows: list[dict[str, Any]], console: Console) -> No
             cells += ["-", "-", "-", ""]
         table.add_row(*cells)
     console.print(table)
+    if any("*" in row["printed"] for row in rows):
+        console.print("  * the authors' own run of a baseline", highlight=False, markup=False)
     if any(row["less_plain"] for row in rows):
-        console.print(f"  - plain: {_PAIRED}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"  less plain: {_PAIRED}", highlight=False, markup=False, soft_wrap=True)
     for note in notes(rows):
         console.print(f"  {note}", highlight=False, markup=False, soft_wrap=True)
     for reason in dict.fromkeys(short_reason(row) for row in rows if row["reason"]):
@@ -64,7 +66,7 @@ def _print_study(study: dict[str, Any], console: Console) -> None:
     stands = f" (in {study['stands_for']}'s place)" if study["stands_for"] else ""
     title = f"{kind}{study['network']} on {study['data']}{stands}; {study['protocol']}; {study['error']}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for heading in ("arm", "cost", "error", "n", "- plain", "- none", "- wider"):
+    for heading in ("arm", "cost", "error", "n", "less plain", "less none", "less wider"):
         table.add_column(heading, justify="left" if heading == "arm" else "right", no_wrap=True)
     for line in study["arms"]:
         compared = [_less(line["less"].get(name)) for name in ("plain", "none", "wider-multiply-adds")]
@@ -74,9 +76,9 @@ def _print_study(study: dict[str, Any], console: Console) -> None:
     if study["machines"][1:]:
         console.print(f"  Runs{several_machines(study['machines'])}.", highlight=False, markup=False, soft_wrap=True)
     console.print(
-        "  error: last epoch. cost: multiply-adds. The last three: the difference, paired by seed, from the plain "
-        "backbone, deep supervision alone, a wider plain network of the same cost; ! where the 95 % interval "
-        "(Student's t) excludes zero.",
+        "  error: last epoch. cost: multiply-adds. The last three: points of error less those of the plain backbone, "
+        "of deep supervision alone, of a wider plain network of the same cost; negative is better, paired by seed, ! "
+        "where the 95 % interval (Student's t, not corrected for several comparisons) excludes zero.",
         highlight=False,
     )
 

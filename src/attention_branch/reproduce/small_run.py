@@ -63,8 +63,6 @@ class SmallRun:
         pixels, targets = arrays.split("train")
         count = self.job.protocol.train_images
         if count is not None:
-            if count > len(pixels):
-                raise UserError(f"--train-images is {count}, but {self.job.origin.title} has only {len(pixels)}.")
             rows = np.sort(np.random.default_rng(0).permutation(len(pixels))[:count])
             pixels, targets = pixels[rows], targets[rows]
         if self.job.config.augment in BATCH_AUGMENTATIONS:

@@ -51,7 +51,8 @@ class Circumstances:
 
 def run_worker(jobs: Any, reports: Any, stop: Any, arrays: dict[str, Arrays], circumstances: Circumstances) -> None:
     """Do `work` as a process of its own, which whoever started it stops in good order, and Ctrl-C does not."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for stop_signal in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop_signal, signal.SIG_IGN)
     torch.set_num_threads(circumstances.threads)
     torch.set_float32_matmul_precision("high")
     if circumstances.device.startswith("cuda"):
