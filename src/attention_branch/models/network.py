@@ -99,9 +99,9 @@ class PlainNetwork(Network):
 class AttentionBranchNetwork(Network):
     """A backbone with an attention branch: `logits, attention_logits, attention = model(images)`.
 
-    With several heads the perception branch runs once a head; `task_chunk` heads go through it at once: more is faster
-    and takes more memory, the answers are the same. Where `last` is given it runs once for all heads, on g as it is,
-    and the maps weight the features that `last` describes (`heads.py`).
+    With several heads the perception branch runs once a head; `task_chunk` heads go through it at once: more takes more
+    memory and is faster only where few do not fill the machine, the answers are the same. Where `last` is given it runs
+    once for all heads, on g as it is, and the maps weight the features that `last` describes (`heads.py`).
     """
 
     is_abn = True
