@@ -1,6 +1,7 @@
 """Miniature data and runs for the tests of `abn reproduce`."""
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from attention_branch.reproduce import record as records
@@ -61,3 +62,15 @@ def one_epoch(job, arrays):
         pass
     run.save()
     return run
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Ten classes of pictures in folders."""
+    return write_pictures(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture(scope="module")
+def prepared(pictures, tmp_path_factory):
+    """What `prepare` returns for them."""
+    return prepare(pictures, tmp_path_factory.mktemp("prepared"))

@@ -21,17 +21,10 @@ from attention_branch.reproduce.conduct import Ended, conclude
 from attention_branch.reproduce.plan import Protocol
 from attention_branch.reproduce.progress import Progress
 from attention_branch.reproduce.worker import Circumstances, work
-from reproduce_runs import finish, prepare, write_pictures
+from reproduce_runs import finish, pictures, prepared
 
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    return write_pictures(tmp_path_factory.mktemp("pictures"))
-
-
-@pytest.fixture(scope="module")
-def prepared(pictures, tmp_path_factory):
-    return prepare(pictures, tmp_path_factory.mktemp("prepared"))
+assert pictures
+assert prepared  # fixtures of the tests below
 
 
 def test_a_record_says_what_was_run_and_what_came_out(prepared, tmp_path):

@@ -15,17 +15,10 @@ from attention_branch.reproduce.arrays import Arrays, preprocessing_of
 from attention_branch.reproduce.conduct import unfinished
 from attention_branch.reproduce.groups import read_groups
 from attention_branch.reproduce.small_run import SmallRun
-from reproduce_runs import SHORT, finish, one_epoch, opened, prepare, write_pictures
+from reproduce_runs import SHORT, finish, one_epoch, opened, pictures, prepared
 
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    return write_pictures(tmp_path_factory.mktemp("pictures"))
-
-
-@pytest.fixture(scope="module")
-def prepared(pictures, tmp_path_factory):
-    return prepare(pictures, tmp_path_factory.mktemp("prepared"))
+assert pictures
+assert prepared  # fixtures of the tests below
 
 
 def test_a_stopped_run_ends_as_if_it_had_not_been(prepared, tmp_path):

@@ -92,7 +92,7 @@ def _difference(found: dict[str, Any] | None) -> Cell:
 def _won(line: dict[str, Any]) -> str:
     if line["heads_won"] is None:
         return ""
-    return f"\nbetter than plain on {spread(line['heads_won'], short=True)} of {line['heads']} heads"
+    return f"\nbetter than plain on\n{spread(line['heads_won'], short=True)} of {line['heads']} heads"
 
 
 def _beside_map(line: dict[str, Any]) -> str:
