@@ -66,7 +66,9 @@ def _side_by_side(plain: Any, branch: Any, rows: Sequence[tuple[Image.Image, int
     head, foot, gap = 0.55, 0.35, 0.22
     width, height = across * _PANEL + 0.1, head + down * (_PANEL + gap) + foot
     with sheet(width, height, font_size=7.5) as drawing:
-        drawing.text(0.1 / width, 1 - 0.1 / height, title, fontsize=10, weight="bold", color=INK, va="top")
+        what, _, remark = title.partition("; ")  # together they would run out of the narrow sheet
+        drawing.text(0.1 / width, 1 - 0.08 / height, what, fontsize=10, weight="bold", color=INK, va="top")
+        drawing.text(0.1 / width, 1 - 0.25 / height, remark, color=QUIET, va="top")
         for row, (picture, label) in enumerate(rows):
             shown = plain.preprocessing.image(picture)
             panels = {"picture": shown} | {
