@@ -282,14 +282,13 @@ def info(
 def models(
     pattern: Annotated[Positional[str], arg(metavar="PATTERN", help="Part of a name, or a pattern: '*next*'.")] = "*",
 ) -> int:
-    """List the backbones by name: the 32-pixel families, CAM's networks, then timm's."""
+    """List the networks by name and kind: this package's own, then timm's."""
     import fnmatch
 
     from attention_branch.models import list_backbones
-    from attention_branch.models.small import SMALL
-    from attention_branch.models.vgg import CAM_NETWORKS
+    from attention_branch.models.registry import KINDS
 
-    groups = dict.fromkeys(SMALL, "(32-pixel family)") | dict.fromkeys(CAM_NETWORKS, "(CAM's network)")
+    groups = {name: f"({kind})" for kind, names in KINDS.items() for name in names}
     wanted = pattern if "*" in pattern else f"*{pattern}*"
     found = [name for name in list_backbones() if fnmatch.fnmatch(name, wanted)]
     if not found:

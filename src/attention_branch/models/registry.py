@@ -20,10 +20,16 @@ from attention_branch.models.vgg import CAM_NETWORKS, create_cam, create_wide_vg
 
 BRANCHES = ("paper", "lite")
 
+KINDS: dict[str, tuple[str, ...]] = {
+    "32-pixel family": tuple(SMALL),
+    "CAM's network": CAM_NETWORKS,
+}
+"""The networks of this package by kind; all others are timm's."""
+
 
 def list_backbones() -> list[str]:
-    """Return the names that `create_model` and `create_backbone` know: 32-pixel families, CAM's networks, timm's."""
-    return [*SMALL, *CAM_NETWORKS, *timm.list_models()]
+    """Return the names that `create_backbone` knows, kind by kind, then timm's."""
+    return [*(name for names in KINDS.values() for name in names), *timm.list_models()]
 
 
 def create_model(
