@@ -72,3 +72,15 @@ def test_float32_under_autocast():
 def test_wrong_heads_are_named():
     with pytest.raises(ValueError, match="hat"):
         ab.abn_loss({"hat": torch.zeros(1, 2)}, {"hair": torch.tensor([0])})
+
+
+def test_weights_multiply_each_images_loss_before_the_mean() -> None:
+    logits = torch.randn(4, 3, dtype=torch.float64)
+    targets, weights = torch.tensor([0, 2, -1, 1]), torch.tensor([0.5, 1.0, 9.0, 0.0])
+    each = -logits.float().log_softmax(1)
+    wanted = (0.5 * each[0, 0] + each[1, 2]) / 3
+    assert torch.allclose(ab.abn_loss(logits, targets, weights=weights).total, wanted)
+    soft = torch.nn.functional.one_hot(targets.clamp_min(0), 3).double()
+    assert torch.allclose(
+        ab.abn_loss(logits[[0, 1, 3]], soft[[0, 1, 3]], weights=weights[[0, 1, 3]]).total, wanted, atol=1e-6
+    )

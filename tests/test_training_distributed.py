@@ -47,7 +47,7 @@ def compare(name, size, parts, together, targets, **answers):
     output, truth = ddp(images[parts[rank]]), Mixed(images, mine, None, 1.0)
     if together:
         output, truth = gather(output, truth)
-    mixed_loss(output, truth, 0.0).total.backward()
+    mixed_loss(ab.abn_loss, output, truth, 0.0).total.backward()
     scale = max(p.grad.abs().max() for p in one.parameters())
     worst = max((p.grad - q.grad).abs().max() for p, q in zip(one.parameters(), two.parameters(), strict=True))
     assert worst < 1e-6 * scale, (name, float(worst), float(scale))

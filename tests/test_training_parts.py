@@ -62,7 +62,7 @@ def test_mixed_loss_is_cross_entropy_to_soft_targets() -> None:
     logits = torch.randn(5, 4, generator=generator)
     targets, neighbours = torch.tensor([0, 1, 2, 3, 0]), torch.tensor([3, 0, 1, 2, 3])
     soft = 0.3 * F.one_hot(targets, 4) + 0.7 * F.one_hot(neighbours, 4)
-    loss = mixed_loss(logits, Mixed(logits, targets, neighbours, 0.3), 0.1)
+    loss = mixed_loss(abn_loss, logits, Mixed(logits, targets, neighbours, 0.3), 0.1)
     torch.testing.assert_close(loss.total, F.cross_entropy(logits, soft.float(), label_smoothing=0.1))
 
 
@@ -71,7 +71,7 @@ def test_no_mixing_leaves_the_batch_and_the_loss_alone() -> None:
     mixed = mix(images, targets, 0.0, 0.0)
     assert mixed.images is images
     output = {"a": torch.tensor([[1.0, 0.0], [0.0, 1.0]])}
-    assert mixed_loss(output, mixed, 0.0) == abn_loss(output, targets)
+    assert mixed_loss(abn_loss, output, mixed, 0.0) == abn_loss(output, targets)
 
 
 def test_tally_counts_hits_of_both_branches_and_leaves_missing_labels_out() -> None:
@@ -112,3 +112,14 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no checkpoint of a run"):
         CheckpointFiles().load_checkpoint(tmp_path / "last.ckpt")
     assert not (tmp_path / "ran").exists()
+
+
+def test_mixed_loss_with_a_share_an_image_is_cross_entropy_to_soft_targets() -> None:
+    logits, shares = torch.randn(4, 3), torch.tensor([1.0, 0.25, 0.5, 0.0])
+    targets, neighbours = torch.tensor([0, 1, 2, 0]), torch.tensor([2, 0, 1, 1])
+    one_hot = torch.nn.functional.one_hot
+    soft = shares[:, None] * one_hot(targets, 3) + (1 - shares)[:, None] * one_hot(neighbours, 3)
+    mixed = Mixed(logits, targets, neighbours, shares)
+    wanted = torch.nn.functional.cross_entropy(logits, soft, label_smoothing=0.1)
+    assert torch.allclose(mixed_loss(abn_loss, logits, mixed, 0.1).total, wanted)
+    assert mixed.owners().tolist() == [0, 0, 2, 1]

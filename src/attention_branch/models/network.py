@@ -12,7 +12,7 @@ branch and hands g * (1 + M) on. The network is trained end to end with L = L_at
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,22 +30,12 @@ from attention_branch.models.gate import (
     weight,
 )
 from attention_branch.models.heads import weighted_features
+from attention_branch.models.loss import Losses, Targets, abn_loss
+from attention_branch.models.output import ABNOutput, Scores
 from attention_branch.models.saving import ModelConfig, SavedModel
 
 MECHANISMS = ("residual", "product", "none")
 MAP_CONTROLS = ("own", "constant", "shuffled")
-Scores = Tensor | dict[str, Tensor]
-
-
-class ABNOutput(NamedTuple):
-    """What a network with an attention branch answers; with several heads, both kinds of scores are dicts by head."""
-
-    logits: Scores
-    """(N, K): the perception branch's scores, *the* prediction."""
-    attention_logits: Scores | None
-    """(N, K): the attention branch's own scores; None when not asked for."""
-    attention: Tensor
-    """(N, T, h, w) in [0, 1]: one map, or one per head. A map tells where, not which class: it is class-agnostic."""
 
 
 class Network(SavedModel):
@@ -58,6 +48,17 @@ class Network(SavedModel):
         super().__init__(config)
         self.backbone: Any = backbone
         self.sizes = list(config.heads.values()) if config.heads else [int(config.num_classes or 0)]
+
+    def loss(
+        self,
+        output: ABNOutput | Scores,
+        targets: Targets,
+        *,
+        label_smoothing: float = 0.0,
+        weights: Tensor | None = None,
+    ) -> Losses:
+        """Return what training minimises, of an answer and its targets: `abn_loss` unless a network has its own."""
+        return abn_loss(output, targets, label_smoothing=label_smoothing, weights=weights)
 
     def _by_head(self, scores: list[Tensor]) -> Scores:
         return scores[0] if self.heads is None else dict(zip(self.heads, scores, strict=True))

@@ -26,10 +26,18 @@ KINDS: dict[str, tuple[str, ...]] = {
 }
 """The networks of this package by kind; all others are timm's."""
 
+ALONE: frozenset[str] = frozenset()
+"""Systems of their own, on which no attention branch is put: names, or what stands before a name's colon."""
+
 
 def list_backbones() -> list[str]:
     """Return the names that `create_backbone` knows, kind by kind, then timm's."""
     return [*(name for names in KINDS.values() for name in names), *timm.list_models()]
+
+
+def stands_alone(name: str) -> bool:
+    """Tell whether a network is a system of its own, on which no attention branch is put."""
+    return name.partition(":")[0] in ALONE
 
 
 def create_model(
@@ -59,6 +67,8 @@ def create_model(
     features, which the backbone's own head reads). `image_size` is for backbones of fixed size; further options
     (`drop_rate`, ...) go to the backbone. Raises `UserError` for a backbone that cannot be gated, or not in this way.
     """
+    if stands_alone(name):
+        raise UserError(f"'{name}' is a system of its own without an attention branch; use create_backbone.")
     if mechanism not in MECHANISMS:
         raise UserError(f"Unknown mechanism '{mechanism}'; use one of {', '.join(MECHANISMS)}.")
     if branch not in BRANCHES:

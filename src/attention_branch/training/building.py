@@ -5,6 +5,7 @@ from typing import Any
 
 from attention_branch.data.dataset import DataSet
 from attention_branch.models import AttentionBranchNetwork, PlainNetwork, create_backbone, create_model
+from attention_branch.models.registry import stands_alone
 from attention_branch.training.config import TrainConfig, read_model_options
 
 Trainable = AttentionBranchNetwork | PlainNetwork
@@ -21,7 +22,7 @@ def make_model(config: TrainConfig, data: DataSet) -> Trainable:
     }
     model: Trainable = (
         create_backbone(config.model, **shared)
-        if config.baseline
+        if config.baseline or stands_alone(config.model)
         else create_model(
             config.model,
             mechanism=config.mechanism,

@@ -327,7 +327,7 @@ class FastTrainer:
         """Forward, backward and the optimiser's step for one batch, with its sums."""
         with self._autocast():
             output = self.model(mixed.images)
-        losses = mixed_loss(output, mixed, self.config.label_smoothing)
+        losses = mixed_loss(self.model.loss, output, mixed, self.config.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
         losses.total.backward()
         if self.config.gradient_clip is not None:
@@ -338,7 +338,7 @@ class FastTrainer:
             count = len(mixed.images)
             scores = output.logits if isinstance(output, ABNOutput) else output
             branch = output.attention_logits if isinstance(output, ABNOutput) else None
-            owner = mixed.targets if mixed.neighbours is None or float(mixed.share) >= 0.5 else mixed.neighbours
+            owner = mixed.owners()
             row = [
                 losses.attention.double() * count,
                 losses.perception.double() * count,

@@ -1,24 +1,41 @@
 """Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899): each image blended with its neighbour in the batch."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from attention_branch.models import ABNOutput, Losses, abn_loss
+from attention_branch.models import ABNOutput, Losses
 from attention_branch.training.collectives import gather_everywhere
 
 Targets = Tensor | dict[str, Tensor]
 
 
 class Mixed(NamedTuple):
-    """Mixed images (N, 3, H, W); their own targets have the weight `share`, the neighbours' the rest."""
+    """Mixed images (N, 3, H, W); their own targets have the weight `share`, the neighbours' the rest.
+
+    `share` is one for the batch, or one an image (N,).
+    """
 
     images: Tensor
     targets: Targets
     neighbours: Targets | None
-    share: float
+    share: float | Tensor
+
+    def owners(self) -> Targets:
+        """Return the targets of whichever of the two has the larger share of an image."""
+        if self.neighbours is None:
+            return self.targets
+        if not isinstance(self.share, Tensor):
+            return self.targets if self.share >= 0.5 else self.neighbours
+        own = self.share >= 0.5
+        if isinstance(self.targets, dict):
+            assert isinstance(self.neighbours, dict)
+            return {head: torch.where(own, one, self.neighbours[head]) for head, one in self.targets.items()}
+        assert isinstance(self.neighbours, Tensor)
+        return torch.where(own, self.targets, self.neighbours)
 
 
 def mix(images: Tensor, targets: Targets, mixup: float, cutmix: float) -> Mixed:
@@ -48,16 +65,23 @@ def mix(images: Tensor, targets: Targets, mixup: float, cutmix: float) -> Mixed:
     return Mixed(mixed, targets, neighbours, 1 - (bottom - top) * (right - left) / (height * width))
 
 
-def mixed_loss(output: ABNOutput | Targets, mixed: Mixed, label_smoothing: float) -> Losses:
-    """Return the loss of mixed images: with one share a batch, cross-entropy to soft targets is this weighted sum.
+def mixed_loss(
+    loss: Callable[..., Losses], output: ABNOutput | Targets, mixed: Mixed, label_smoothing: float
+) -> Losses:
+    """Return the loss of mixed images: with one share an image, cross-entropy to soft targets is this weighted sum.
 
-    Written as a sum it also holds for several heads, for one-logit heads and for missing labels.
+    `loss` is a network's. Written as a sum it also holds for several heads, for one-logit heads and for missing labels.
     """
-    own = abn_loss(output, mixed.targets, label_smoothing=label_smoothing)
     if mixed.neighbours is None:
-        return own
-    other = abn_loss(output, mixed.neighbours, label_smoothing=label_smoothing)
-    return Losses(*(mixed.share * a + (1 - mixed.share) * b for a, b in zip(own, other, strict=True)))
+        return loss(output, mixed.targets, label_smoothing=label_smoothing)
+    share = mixed.share
+    if isinstance(share, Tensor):
+        own = loss(output, mixed.targets, label_smoothing=label_smoothing, weights=share)
+        other = loss(output, mixed.neighbours, label_smoothing=label_smoothing, weights=1 - share)
+        return Losses(*(a + b for a, b in zip(own, other, strict=True)))
+    own = loss(output, mixed.targets, label_smoothing=label_smoothing)
+    other = loss(output, mixed.neighbours, label_smoothing=label_smoothing)
+    return Losses(*(share * a + (1 - share) * b for a, b in zip(own, other, strict=True)))
 
 
 def gather(output: ABNOutput | Targets, mixed: Mixed) -> tuple[ABNOutput | Targets, Mixed]:
@@ -69,7 +93,8 @@ def gather(output: ABNOutput | Targets, mixed: Mixed) -> tuple[ABNOutput | Targe
     else:
         everyone = _gather(output)
     neighbours = None if mixed.neighbours is None else _gather(mixed.neighbours)
-    return everyone, mixed._replace(targets=_gather(mixed.targets), neighbours=neighbours)
+    share = gather_everywhere(mixed.share) if isinstance(mixed.share, Tensor) else mixed.share
+    return everyone, mixed._replace(targets=_gather(mixed.targets), neighbours=neighbours, share=share)
 
 
 def _gather(values: Targets) -> Targets:

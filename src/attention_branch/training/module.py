@@ -79,12 +79,11 @@ class Classifier(L.LightningModule):
             self._seed(batch_idx, self.global_rank)
         output = self.model(mixed.images)
         if self.gather:
-            losses = mixed_loss(*gather(output, mixed), self.config.label_smoothing)
+            losses = mixed_loss(self.model.loss, *gather(output, mixed), self.config.label_smoothing)
         else:
-            losses = mixed_loss(output, mixed, self.config.label_smoothing)
+            losses = mixed_loss(self.model.loss, output, mixed, self.config.label_smoothing)
         with torch.no_grad():
-            owner = mixed.targets if mixed.share >= 0.5 or mixed.neighbours is None else mixed.neighbours
-            self.train_tally.add(output, owner, losses)
+            self.train_tally.add(output, mixed.owners(), losses)
             assert self.bad_step is not None
             step = torch.where(torch.isfinite(losses.total), float("inf"), float(batch_idx))
             torch.minimum(self.bad_step, step, out=self.bad_step)
