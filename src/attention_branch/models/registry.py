@@ -14,6 +14,7 @@ from attention_branch.models.gate import Construction, GatePlace, Proof, grid_si
 from attention_branch.models.heads import PERCEPTIONS, prove_shared
 from attention_branch.models.network import MAP_CONTROLS, MECHANISMS, AttentionBranchNetwork, Network, PlainNetwork
 from attention_branch.models.preprocessing import Preprocessing
+from attention_branch.models.residual_attention import RESIDUAL_ATTENTION, create_residual_attention
 from attention_branch.models.saving import ModelConfig, check_class_names
 from attention_branch.models.small import SMALL, create_small
 from attention_branch.models.vgg import CAM_NETWORKS, create_cam, create_wide_vgg, is_vgg
@@ -23,6 +24,7 @@ BRANCHES = ("paper", "lite")
 KINDS: dict[str, tuple[str, ...]] = {
     "32-pixel family": tuple(SMALL),
     "CAM's network": CAM_NETWORKS,
+    "Residual Attention Network": tuple(RESIDUAL_ATTENTION),
 }
 """The networks of this package by kind; all others are timm's."""
 
@@ -175,12 +177,13 @@ def build(config: ModelConfig, *, pretrained: bool = False) -> Network:
 
 def _backbone(config: ModelConfig, total: int, pretrained: bool) -> nn.Module:
     name, options = config.name, dict(config.backbone_options)
-    if name in SMALL:
+    if name in SMALL or name in RESIDUAL_ATTENTION:
         if pretrained:
             raise UserError(
                 f"There are no pretrained weights for '{name}'; leave pretrained out, or use a timm backbone."
             )
-        return _call(name, lambda: create_small(name, total, **options))
+        create_own = create_small if name in SMALL else create_residual_attention
+        return _call(name, lambda: create_own(name, total, **options))
     if name in CAM_NETWORKS:
         return _call(name, lambda: create_cam(name, total, pretrained, **options), pretrained)
     hub = name.startswith("hf-hub:")
@@ -250,7 +253,7 @@ def _locate(config: ModelConfig, backbone: nn.Module) -> tuple[torch.Tensor, Gat
     """Find the gate on example images, as small as the backbone takes them: the proof's cost grows with their size."""
     assert config.preprocessing is not None
     native = config.fixed_size or config.preprocessing.size
-    small = (16, 16) if config.name in SMALL else (64, 64)
+    small = (16, 16) if config.name in SMALL or config.name.endswith("_cifar") else (64, 64)
     sizes = [native] if config.fixed_size else [small, native]
     problem: Exception | None = None
     for size in sizes:

@@ -16,6 +16,7 @@ from attention_branch.errors import UserError
 from attention_branch.models.cost import cost
 from attention_branch.models.network import PlainNetwork
 from attention_branch.models.registry import create_backbone
+from attention_branch.models.residual_attention import ResidualAttentionNetwork
 from attention_branch.models.small import SmallNetwork
 from attention_branch.models.vgg import vgg_channels
 
@@ -82,7 +83,7 @@ def wider_backbone(
 def _widening(name: str, backbone: Any, options: dict[str, Any]) -> Callable[[float], dict[str, Any]]:
     """Return what turns a factor on the channels into the backbone's options."""
     family = type(backbone)
-    if family is SmallNetwork:
+    if family in (SmallNetwork, ResidualAttentionNetwork):
         width = float(options.get("width", 1.0))
         return lambda factor: {**options, "width": round(factor * width, 6)}
     if family is ResNet:
@@ -95,8 +96,8 @@ def _widening(name: str, backbone: Any, options: dict[str, Any]) -> Callable[[fl
         return lambda factor: {**options, "growth_rate": max(1, round(factor * growth))}
     else:
         raise UserError(
-            f"'{name}' ({family.__name__}) has no width to choose; the 32-pixel families and timm's ResNet "
-            "(with ResNeXt, SE-ResNet and Wide ResNet), DenseNet and VGG do."
+            f"'{name}' ({family.__name__}) has no width to choose; the 32-pixel families, Residual Attention Networks, "
+            "timm's ResNet (with ResNeXt, SE-ResNet and Wide ResNet), DenseNet and VGG do."
         )
     return lambda factor: {**options, "channels": [max(1, round(factor * channels)) for channels in own]}
 
