@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from attention_branch import metrics
     from attention_branch.errors import UserError
-    from attention_branch.explanations import Explanation, explain
+    from attention_branch.explanations import Explanation, channel_weights, explain
     from attention_branch.models import (
         ABNOutput,
         AttentionBranchNetwork,
@@ -32,6 +32,7 @@ __all__ = [
     "Preprocessing",
     "UserError",
     "abn_loss",
+    "channel_weights",
     "create_backbone",
     "create_model",
     "explain",
@@ -41,7 +42,12 @@ __all__ = [
     "metrics",
 ]
 
-_ELSEWHERE = {"UserError": "errors", "Explanation": "explanations", "explain": "explanations"}
+_ELSEWHERE = {
+    "UserError": "errors",
+    "Explanation": "explanations",
+    "channel_weights": "explanations",
+    "explain": "explanations",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -120,6 +120,7 @@ def explain(
             "hires-cam",
             "layer-cam",
             "rollout",
+            "soft-masks",
             "integrated-gradients",
             "occlusion",
             "random",
@@ -128,14 +129,17 @@ def explain(
         ],
         arg(
             help="attention is the network's map (where it looked, whatever the class); attention-class the branch's "
-            "evidence for one class; the cam methods read a layer; rollout is for vision transformers; "
-            "integrated-gradients and occlusion need captum; random, center and constant are controls."
+            "evidence for one class; the cam methods read a layer; rollout is for vision transformers, "
+            "soft-masks for Residual Attention Networks; integrated-gradients and occlusion need captum; random, "
+            "center and constant are controls."
         ),
     ] = "attention",
     target: Annotated[
         str | None, arg(help="Class (name or index) to explain; with several heads HEAD or HEAD=CLASS.")
     ] = None,
-    layer: Annotated[str, arg(help="Layer that a cam method reads, by name; auto chooses and says which.")] = "auto",
+    layer: Annotated[
+        str, arg(help="Layer that a cam method or soft-masks reads, by name; auto chooses and says which.")
+    ] = "auto",
     scan_layers: Annotated[
         bool,
         arg(

@@ -19,6 +19,7 @@ NAMES = {
     "hires-cam": "HiResCAM",
     "layer-cam": "Layer-CAM",
     "rollout": "attention roll-out",
+    "soft-masks": "the last attention module's soft mask",
     "integrated-gradients": "integrated gradients",
     "occlusion": "occlusion",
     "center": "a spot in the middle of every image",

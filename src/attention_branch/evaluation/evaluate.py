@@ -76,12 +76,13 @@ def evaluate(
         own = names.get(head) or head_class_names(model, head if head != SINGLE else None)
         heads[head] = HeadEvaluation.of(predictions, own or [str(number) for number in range(probabilities.shape[1])])
     maps = torch.cat(collected.maps)[:_MAPS_KEPT] if collected.maps else None
+    bounded = getattr(model, "map_range", (0.0, 1.0)) is not None
     return Evaluation(
         n=collected.n,
         heads=heads,
         pointing=collected.pointing(),
         maps=_map_statistics(maps) if maps is not None else {},
-        alarm=collapse_alarm(maps) if maps is not None else None,
+        alarm=collapse_alarm(maps, bounded=bounded) if maps is not None else None,
         notes=tuple(notes),
         record=dict(record or {}),
     )

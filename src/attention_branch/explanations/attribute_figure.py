@@ -43,9 +43,9 @@ def attribute_figure(
     `images` are normalised (N, 3, H, W) or pictures that the model's preprocessing makes so; `heads` chooses heads and
     their order, all unless given. The score of a head of two classes (or one logit) is the probability of its class 1;
     of more classes the predicted one's name and probability. Maps are coloured on [0, 1], or each from its own minimum
-    to its maximum with `stretch`, and the note at the foot says which. `title` stands above. `path` also writes a PNG,
-    whole or not at all. One forward pass in eval mode. Raises `UserError` for a model without a map for each of several
-    heads and for an unknown head.
+    to its maximum with `stretch` and where they have no bound, and the note at the foot says which. `title` stands
+    above. `path` also writes a PNG, whole or not at all. One forward pass in eval mode. Raises `UserError` for a model
+    without a map for each of several heads and for an unknown head.
     """
     network: Any = unwrapped(model)
     names = list(getattr(network, "heads", None) or ())
@@ -70,7 +70,7 @@ def attribute_figure(
         [(head, _score(network, head, output.logits, row), maps[row, names.index(head)]) for head in chosen]
         for row in range(len(pictures))
     ]
-    return _drawn(pictures, rows, stretch, title, path)
+    return _drawn(pictures, rows, stretch or getattr(network, "map_range", (0.0, 1.0)) is None, title, path)
 
 
 def _score(network: Any, head: str, logits: Mapping[str, Tensor], row: int) -> str:

@@ -14,6 +14,7 @@ from attention_branch.explanations.controls import CENTER_SIGMA, center_maps, co
 from attention_branch.explanations.layers import grid_layers
 from attention_branch.explanations.outputs import class_scores
 from attention_branch.explanations.rollout import rollout
+from attention_branch.explanations.soft_masks import choose_mask, read_masks
 from attention_branch.explanations.targets import Target, choose_head, head_class_names, head_logits, resolve_target
 
 
@@ -44,7 +45,10 @@ Method = Callable[[Request], RawMaps]
 
 
 def attention(request: Request) -> RawMaps:
-    """The attention branch's map M in [0, 1], as it gates the features. Class-agnostic: one map, whatever the class."""
+    """The attention branch's map M, as it gates the features. Class-agnostic: one map, whatever the class.
+
+    In [0, 1]; a sum of logarithms (`map_form="sum-log"`) has no bound and so no scale of its own.
+    """
     model: Any = request.model
     _needs_branch(model, "attention map")
     _no_layer(request)
@@ -59,7 +63,9 @@ def attention(request: Request) -> RawMaps:
     whose = f"of head '{head}'" if head is not None else "M"
     layer = f"attention branch, map {whose} (class-agnostic)"
     raw = output.attention[:, position]
-    return RawMaps(raw, None, layer, output.logits, head, (0.0, 1.0), output.attention_logits)
+    return RawMaps(
+        raw, None, layer, output.logits, head, getattr(model, "map_range", (0.0, 1.0)), output.attention_logits
+    )
 
 
 def attention_class(request: Request) -> RawMaps:
@@ -125,6 +131,18 @@ def attention_rollout(request: Request) -> RawMaps:
     return RawMaps(raw, None, layer, logits, head, None, getattr(output, "attention_logits", None))
 
 
+def soft_masks(request: Request) -> RawMaps:
+    """The mean over channels of an attention module's soft mask (Residual Attention Network). Class-agnostic."""
+    name = choose_mask(request.model, request.layer)
+    masks, output = read_masks(request.model, request.images, [name])
+    logits = class_scores(output)
+    head, wanted = choose_head(request.model, request.target, logits)
+    resolve_target(head_logits(logits, head), wanted, head_class_names(request.model, head))
+    raw, layer, value_range = masks[name]
+    layer += " (auto: the last attention module)" if request.layer == "auto" else ""
+    return RawMaps(raw, None, layer, logits, head, value_range, getattr(output, "attention_logits", None))
+
+
 def attribution(compute: Callable[[nn.Module, Tensor, Tensor, str | None], tuple[Tensor, str]]) -> Method:
     """Return the method that attributes a class score to pixels."""
 
@@ -171,6 +189,7 @@ METHODS: dict[str, Method] = {
     "cam": cam,
     **{name: gradient_cam(formula) for name, formula in GRADIENT_CAMS.items()},
     "rollout": attention_rollout,
+    "soft-masks": soft_masks,
     "integrated-gradients": attribution(integrated_gradients),
     "occlusion": attribution(occlusion),
     "random": random,
@@ -179,12 +198,12 @@ METHODS: dict[str, Method] = {
 }
 
 LAYERED = ("cam", *GRADIENT_CAMS)
-"""The methods that read a layer, and so take `layer`."""
+"""The methods that read any layer of any network; "soft-masks" takes `layer` too, for one of its own modules."""
 
 CONTROLS = ("random", "center", "constant")
 """The methods that know nothing of the image."""
 
-CLASS_AGNOSTIC = ("attention", "rollout", *CONTROLS)
+CLASS_AGNOSTIC = ("attention", "rollout", "soft-masks", *CONTROLS)
 """The methods whose map is the same whatever the class."""
 
 
@@ -217,7 +236,7 @@ def layer_for(method: str, layer: str) -> str:
 
 def _no_layer(request: Request) -> None:
     if request.layer != "auto":
-        raise UserError(f"layer is for {', '.join(LAYERED)}; this method reads none: leave it out.")
+        raise UserError(f"layer is for {', '.join(LAYERED)}, soft-masks; this method reads none: leave it out.")
 
 
 def _needs_branch(model: nn.Module, what: str) -> None:

@@ -13,13 +13,14 @@ SHARE = 0.9
 """The share of images that must show a fault before it is called the maps' and not one image's."""
 
 
-def collapse_alarm(maps: Tensor) -> str | None:
+def collapse_alarm(maps: Tensor, *, bounded: bool = True) -> str | None:
     """Say in a sentence how maps in [0, 1], (N, h, w) or (N, T, h, w), have collapsed; None when they have not.
 
-    Collapsed is: NaN; saturated near 0 or 1 everywhere; constant over positions; identical over images.
+    Collapsed is: NaN; saturated near 0 or 1 everywhere; constant over positions; identical over images. Maps without a
+    bound (`bounded=False`) are never saturated, and their spread counts as a share of their largest value.
     """
     if maps.ndim == 4:
-        alarms = [(task, collapse_alarm(maps[:, task])) for task in range(maps.shape[1])]
+        alarms = [(task, collapse_alarm(maps[:, task], bounded=bounded)) for task in range(maps.shape[1])]
         found = [(task, alarm) for task, alarm in alarms if alarm is not None]
         if not found or maps.shape[1] == 1:
             return found[0][1] if found else None
@@ -30,22 +31,32 @@ def collapse_alarm(maps: Tensor) -> str | None:
     if not torch.isfinite(values).all():
         return "The attention maps hold NaN or infinite values: training has diverged."
     flat = values.flatten(1)
+    if not bounded:
+        largest = flat.abs().max().item()
+        if largest == 0:
+            return "The attention maps are 0 everywhere in all images."
+        # On a scale of their own, so that the same small numbers say that nothing differs.
+        flat = flat / largest
     spread = flat.std(1, correction=0)
     for name, share in (
         ("near 0", (flat.amax(1) < EDGE).float().mean().item()),
         ("near 1", (flat.amin(1) > 1 - EDGE).float().mean().item()),
     ):
-        if share >= SHARE:
+        if bounded and share >= SHARE:
             return f"The attention maps are saturated {name} everywhere in {share:.0%} of the images."
     if flat.shape[1] == 1:
         return None
+    of_largest = "" if bounded else " of the largest value"
     share = (spread < SPREAD).float().mean().item()
     if share >= SHARE:
         return (
             f"The attention maps are constant over positions in {share:.0%} of the images "
-            f"(spread {spread.mean().item():.4f} around {flat.mean().item():.2f})."
+            f"(spread {spread.mean().item():.4f} around {flat.mean().item():.2f}{of_largest})."
         )
     between = flat.std(0, correction=0)
     if len(flat) > 1 and between.max().item() < SPREAD:
-        return f"The attention maps are the same for every image (spread between images {between.max().item():.4f})."
+        return (
+            f"The attention maps are the same for every image (spread between images {between.max().item():.4f}"
+            f"{of_largest})."
+        )
     return None

@@ -37,7 +37,8 @@ class MapDrive:
 
     The maps are those of `REPLACED`: M's own mean at every position; the map of another image, drawn from `seed` among
     all images so far and those of the batch, never the image itself; M's values at positions shuffled from `seed`;
-    1 - M; ones; zeros. In a network with several heads the map of one head is replaced and the others keep theirs.
+    1 - M (of a map without a bound: its highest plus its lowest value, less M); ones; zeros. In a network with several
+    heads the map of one head is replaced and the others keep theirs.
     """
 
     def __init__(self, *, seed: int = 0) -> None:
@@ -50,7 +51,7 @@ class MapDrive:
         self._digests: list[str] = []
         self._lenders: list[Tensor] = []
         self._lender_classes: list[int] = []
-        self._network: tuple[str, str | None] | None = None
+        self._network: tuple[str, str | None, bool] | None = None
         # One for each use, so that the shuffles do not depend on how images are divided into batches.
         self._shuffles = torch.Generator().manual_seed(self.seed)
         self._draws = torch.Generator().manual_seed(self.seed)
@@ -79,7 +80,8 @@ class MapDrive:
         if network.training:
             raise UserError("The model is in training mode, in which no answer repeats; call model.eval() first.")
         position = _position(network, head)
-        if self._network not in (None, (network.mechanism, head)):
+        described = network.mechanism, head, getattr(network, "map_range", (0.0, 1.0)) is not None
+        if self._network not in (None, described):
             raise UserError("All updates must be of one network and one head; call reset() before the next.")
         images = checked_images(images)
         if len(images) == 0:
@@ -90,7 +92,7 @@ class MapDrive:
         logits = head_logits(output.logits, head)
         clean = predicted(logits)
         labels = _labels(targets, head, len(images), max(2, logits.shape[1]))
-        self._network = (network.mechanism, head)
+        self._network = described
         place = position if own.shape[1] > 1 else 0
         self._answer(OWN, logits, clean)
         others, lent = self._others(own[:, place], torch.where(labels >= 0, labels, clean.cpu()))
@@ -108,7 +110,7 @@ class MapDrive:
         """Return accuracy, agreement and probability with each map, and the paired drops against the network's own."""
         if self._network is None:
             raise UserError("No images yet: call update(model, images, targets) first.")
-        mechanism, head = self._network
+        mechanism, head, _ = self._network
         found = {name: torch.cat(parts) for name, parts in self._collected.items()}
         known = found["labels"] >= 0
         # 1: lent by an image of the same class, 0: of another class, -1: there was no other image.
@@ -174,7 +176,7 @@ class MapDrive:
         others = {
             "mean": own.mean((1, 2), keepdim=True).expand_as(own),
             "shuffled": own.flatten(1).gather(1, order).unflatten(1, (height, width)),
-            "inverted": 1 - own,
+            "inverted": self._inverted(own),
             "ones": torch.ones_like(own),
             "zeros": torch.zeros_like(own),
         }
@@ -191,6 +193,11 @@ class MapDrive:
         others["another_image"] = torch.stack(maps).to(own.device)
         same = [self._lender_classes[number] == own_class for number, own_class in zip(lenders, classes, strict=True)]
         return others, torch.tensor(same).long()
+
+    def _inverted(self, own: Tensor) -> Tensor:
+        if self._network is None or self._network[2]:
+            return 1 - own
+        return own.amax((1, 2), keepdim=True) + own.amin((1, 2), keepdim=True) - own
 
     def _answer(self, name: str, logits: Tensor, clean: Tensor) -> None:
         self._keep(f"{name} class", predicted(logits))
@@ -218,7 +225,9 @@ class MapDrive:
                 "mean": "the mean of the image's own map at every position",
                 "another_image": "of an image drawn among those up to and with its batch, never the image itself",
                 "shuffled": "the own map's values, positions permuted at random, each image by itself",
-                "inverted": "1 - the own map",
+                "inverted": "1 - the own map"
+                if self._network is None or self._network[2]
+                else "highest + lowest value of the own map - the own map",
                 "ones": "1 everywhere",
                 "zeros": "0 everywhere",
             },

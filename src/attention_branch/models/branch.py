@@ -3,7 +3,7 @@
 Structure (Fukui et al., CVPR 2019, figure 2, in the form of the authors' code): stage -> BN -> 1x1 conv to K -> BN ->
 ReLU = A; M = sigmoid(BN(3x3 conv A -> 1)); class scores = mean over positions of (1x1 conv K -> K of A). The `paper`
 branch's stage is a copy of the backbone's last stage at stride 1, the `lite` branch's stage is a depthwise-separable
-convolution.
+convolution. The authors' SENet makes its map in another form, M = sum over classes of log(1 + A).
 """
 
 import copy
@@ -14,6 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention_branch.models.gate import GatePlace, to_maps
+
+MAP_FORMS = ("sigmoid", "sum-log")
+"""M = sigmoid(BN(conv A)) in [0, 1], or M = sum over classes of log(1 + A), from 0 up without a bound."""
 
 _POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d)
 
@@ -138,13 +141,21 @@ class AttentionBranch(nn.Module):
     """Features -> (class activations A, map M); `scores` and `evidence` read A.
 
     `sizes` holds the number of classes of each head; A's channels are divided among the heads, so each head's map is
-    made from its own classes. The order of the heads is the order of the maps.
+    made from its own classes. The order of the heads is the order of the maps. `map_form` is one of `MAP_FORMS`; the
+    sum of logarithms has no weights of its own.
     """
 
     def __init__(
-        self, stage: nn.Module, channels: int, sizes: list[int], map_kernel: int = 3, class_kernel: int = 1
+        self,
+        stage: nn.Module,
+        channels: int,
+        sizes: list[int],
+        map_kernel: int = 3,
+        class_kernel: int = 1,
+        map_form: str = "sigmoid",
     ) -> None:
         super().__init__()
+        self.map_form = map_form
         # One sigmoid logit needs two activations: A is never negative, so a single one could not say both yes and no.
         self.widths = [max(2, size) for size in sizes]
         total = sum(self.widths)
@@ -155,10 +166,11 @@ class AttentionBranch(nn.Module):
         self.scorers = nn.ModuleList(
             nn.Linear(width, size, bias=False) for width, size in zip(self.widths, sizes, strict=True)
         )
-        self.mappers = nn.ModuleList(
-            nn.Conv2d(width, 1, map_kernel, padding=map_kernel // 2, bias=False) for width in self.widths
-        )
-        self.map_norm = nn.BatchNorm2d(len(sizes))
+        if map_form == "sigmoid":
+            self.mappers = nn.ModuleList(
+                nn.Conv2d(width, 1, map_kernel, padding=map_kernel // 2, bias=False) for width in self.widths
+            )
+            self.map_norm = nn.BatchNorm2d(len(sizes))
         self._start_upright()
 
     def _start_upright(self) -> None:
@@ -169,21 +181,27 @@ class AttentionBranch(nn.Module):
         of the images with a random start and in 94 % with this one.
         """
         nn.init.kaiming_normal_(self.classes.weight, mode="fan_out", nonlinearity="relu")
-        for mapper, scorer in zip(self.mappers, self.scorers, strict=True):
+        for mapper in self.mappers if self.map_form == "sigmoid" else ():
             assert isinstance(mapper, nn.Conv2d)
-            assert isinstance(scorer, nn.Linear)
             nn.init.kaiming_normal_(mapper.weight, mode="fan_out", nonlinearity="relu")
             with torch.no_grad():
                 mapper.weight.abs_()
+        for scorer in self.scorers:
+            assert isinstance(scorer, nn.Linear)
+            with torch.no_grad():
                 if scorer.out_features == 1:
                     scorer.weight.copy_(torch.tensor([[-1.0, 1.0]]))
                 else:
                     nn.init.eye_(scorer.weight)
 
     def forward(self, features: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Return A (N, sum of widths, h, w), never negative, and M (N, T, h, w) in [0, 1]."""
+        """Return A (N, sum of widths, h, w), never negative, and M (N, T, h, w), in [0, 1] or of no bound."""
         x = self.norm(self.stage(features, size))  # (N, C', h, w)
         activations = F.relu(self.class_norm(self.classes(x)))  # (N, K, h, w)
+        if self.map_form == "sum-log":
+            # float32, as below: a sum over a thousand classes would lose its small terms in bfloat16.
+            logs = [part.float().log1p().sum(1, keepdim=True) for part in self.split(activations)]
+            return activations, torch.cat(logs, dim=1)
         raw = [mapper(part) for mapper, part in zip(self.mappers, self.split(activations), strict=True)]
         # float32 even under autocast: bfloat16 has only 2 digits near 1, too few to rank positions by.
         return activations, torch.sigmoid(self.map_norm(torch.cat(raw, dim=1)).float())

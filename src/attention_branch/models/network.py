@@ -49,6 +49,11 @@ class Network(SavedModel):
         self.backbone: Any = backbone
         self.sizes = list(config.heads.values()) if config.heads else [int(config.num_classes or 0)]
 
+    @property
+    def map_range(self) -> tuple[float, float] | None:
+        """The values a map can have: (0, 1), or None for maps without a bound (`map_form="sum-log"`)."""
+        return (0.0, 1.0) if self.config.map_form == "sigmoid" else None
+
     def loss(
         self,
         output: ABNOutput | Scores,

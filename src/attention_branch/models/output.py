@@ -15,4 +15,6 @@ class ABNOutput(NamedTuple):
     attention_logits: Scores | None
     """(N, K): the attention branch's own scores; None when not asked for."""
     attention: Tensor
-    """(N, T, h, w) in [0, 1]: one map, or one per head. A map tells where, not which class: it is class-agnostic."""
+    """(N, T, h, w) in [0, 1]: one map, or one per head. A map tells where, not which class: it is class-agnostic.
+
+    With `map_form="sum-log"` it is 0 or more, without an upper bound."""

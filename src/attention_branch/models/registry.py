@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from attention_branch.errors import UserError, did_you_mean
-from attention_branch.models.branch import AttentionBranch, LiteStage, StageChoice, copy_stage
+from attention_branch.models.branch import MAP_FORMS, AttentionBranch, LiteStage, StageChoice, copy_stage
 from attention_branch.models.gate import Construction, GatePlace, Proof, grid_size, locate, output_until, prove
 from attention_branch.models.heads import PERCEPTIONS, prove_shared
 from attention_branch.models.network import MAP_CONTROLS, MECHANISMS, AttentionBranchNetwork, Network, PlainNetwork
@@ -51,6 +51,7 @@ def create_model(
     mechanism: str = "residual",
     branch: str = "paper",
     map_kernel: int = 3,
+    map_form: str = "sigmoid",
     map_control: str = "own",
     perception: str = "separate",
     class_names: Any = None,
@@ -62,12 +63,14 @@ def create_model(
     Give `num_classes` for a single task or `heads={"smiling": 2, ...}` for several (1 means one sigmoid logit).
     `mechanism` is g * (1 + M) for "residual", g * M for "product", g for "none" (the branch is trained, its map not
     applied: the deep-supervision control). `branch` is "paper" or "lite" (at most 5 % more multiply-adds).
-    `map_kernel` is 3 (the published numbers) or 1 (the paper's figure). `map_control` makes a control network, in
-    training and in use: the map is 0.5 everywhere ("constant"), or that of the image before in the batch ("shuffled",
-    for batches in random order). `perception`, with several heads, is "separate" (the perception branch is run once a
-    head, on g gated by its map: the paper's section 3.4) or "shared" (run once on g; each head's map weights the last
-    features, which the backbone's own head reads). `image_size` is for backbones of fixed size; further options
-    (`drop_rate`, ...) go to the backbone. Raises `UserError` for a backbone that cannot be gated, or not in this way.
+    `map_kernel` is 3 (the published numbers) or 1 (the paper's figure). `map_form` is "sigmoid", or "sum-log": the map
+    of the authors' SENet code, the sum over classes of log(1 + A), without a bound. `map_control` makes a control
+    network, in training and in use: the map is 0.5 everywhere ("constant"), or that of the image before in the batch
+    ("shuffled", for batches in random order). `perception`, with several heads, is "separate" (the perception branch is
+    run once a head, on g gated by its map: the paper's section 3.4) or "shared" (run once on g; each head's map weights
+    the last features, which the backbone's own head reads). `image_size` is for backbones of fixed size; further
+    options (`drop_rate`, ...) go to the backbone. Raises `UserError` for a backbone that cannot be gated, or not in
+    this way.
     """
     if stands_alone(name):
         raise UserError(f"'{name}' is a system of its own without an attention branch; use create_backbone.")
@@ -77,6 +80,15 @@ def create_model(
         raise UserError(f"Unknown branch '{branch}'; use one of {', '.join(BRANCHES)}.")
     if map_kernel not in (1, 3):
         raise UserError(f"map_kernel is {map_kernel}; use 3 (the published numbers) or 1 (the paper's figure).")
+    if map_form not in MAP_FORMS:
+        raise UserError(f"Unknown map_form '{map_form}'; use one of {', '.join(MAP_FORMS)}.")
+    if map_form == "sum-log" and map_kernel != 3:
+        raise UserError("map_form='sum-log' makes the map without a convolution: leave map_kernel out.")
+    if map_form == "sum-log" and map_control == "constant":
+        raise UserError(
+            "map_control='constant' is 0.5 everywhere, the middle of a map in [0, 1]; a map of map_form='sum-log' has "
+            "no bound and so no middle: use map_control='shuffled'."
+        )
     if map_control not in MAP_CONTROLS:
         raise UserError(f"Unknown map_control '{map_control}'; use one of {', '.join(MAP_CONTROLS)}.")
     if perception not in PERCEPTIONS:
@@ -88,7 +100,7 @@ def create_model(
         )
     config = _config(name, num_classes, heads, image_size, backbone_options)
     config.mechanism, config.branch, config.perception = mechanism, branch, perception
-    config.map_kernel, config.map_control = map_kernel, map_control
+    config.map_kernel, config.map_form, config.map_control = map_kernel, map_form, map_control
     config.class_names = check_class_names(class_names, config)
     model = build(config, pretrained=pretrained)
     assert isinstance(model, AttentionBranchNetwork)
@@ -155,7 +167,7 @@ def build(config: ModelConfig, *, pretrained: bool = False) -> Network:
     # The paper replaces VGG's fully connected layers by 3x3 convolutions in the branch; one, to the K classes, is our
     # reading of it. Everywhere else the convolution to the classes is 1x1.
     class_kernel = 3 if type(backbone).__name__ == "VGG" and config.branch == "paper" else 1
-    branch = AttentionBranch(choice.stage, choice.channels, sizes, config.map_kernel, class_kernel)
+    branch = AttentionBranch(choice.stage, choice.channels, sizes, config.map_kernel, class_kernel, config.map_form)
     last: GatePlace | None = None
     coarsest = size
     if config.perception == "shared":

@@ -154,6 +154,10 @@ class ResidualAttentionNetwork(nn.Module):
     a factor on the channels. Raises `UserError` for other values.
     """
 
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+
     def __init__(
         self,
         plan: Plan,

@@ -38,6 +38,8 @@ class ModelConfig:
     """'paper' or 'lite'; None for a plain backbone."""
     map_kernel: int = 3
     """Kernel of the convolution that makes the map."""
+    map_form: str = "sigmoid"
+    """'sigmoid', or 'sum-log': the map is the sum over classes of log(1 + A), without a bound."""
     map_control: str = "own"
     """'own'; 'constant' or 'shuffled' for a network built as a control."""
     perception: str = "separate"

@@ -137,7 +137,9 @@ def explain_files(
     for entry in good[:256]:
         maps.append(torch.from_numpy(np.load(output / entry["map"]["file"], allow_pickle=False)))
     same_size = len({tuple(values.shape) for values in maps}) == 1
-    alarm = collapse_alarm(torch.stack(maps)) if method == "attention" and len(maps) > 1 and same_size else None
+    alarm = None
+    if method == "attention" and len(maps) > 1 and same_size:
+        alarm = collapse_alarm(torch.stack(maps), bounded=model.map_range is not None)
     report = write_explained_page(output, str(run), model, lines, settings, note, alarm)
     (output / JOURNAL).unlink(missing_ok=True)
     flags = [[flag["flag"] for flag in entry["second_look"]] for entry in good]

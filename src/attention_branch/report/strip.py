@@ -22,11 +22,13 @@ def strip(
     path: str | Path,
     *,
     title: str = "",
+    value_range: tuple[float, float] | None = (0.0, 1.0),
 ) -> Path:
     """Write image, map and overlay of N images in N columns as one PNG, whole or not at all.
 
-    `images` (N, 3, H, W) in [0, 1] or pictures; `maps` (N, h, w) in [0, 1], drawn on that fixed scale with each map's
-    minimum and maximum written below. Raises `UserError` when the counts differ or there is nothing to draw.
+    `images` (N, 3, H, W) in [0, 1] or pictures; `maps` (N, h, w), drawn on `value_range`, or without one each over its
+    own extremes, with each map's minimum and maximum written below. Raises `UserError` when the counts differ or there
+    is nothing to draw.
     """
     pictures = [to_picture(image) for image in images] if isinstance(images, Tensor) else [*images]
     if not pictures or not len(pictures) == len(maps) == len(labels):
@@ -50,7 +52,9 @@ def strip(
     for column, picture in enumerate(shown):
         x, y = _GAP + column * (width + _GAP), top
         values = torch.as_tensor(maps[column])
-        for panel in (picture, colored(values, *picture.size), overlay(pictures[column], values, side=_SIDE)):
+        tinted = colored(values, *picture.size, value_range=value_range)
+        mixed = overlay(pictures[column], values, value_range=value_range, side=_SIDE)
+        for panel in (picture, tinted, mixed):
             sheet.paste(panel, (x, y))
             y += height + 2
         exact = map_values(values, *pictures[column].size)

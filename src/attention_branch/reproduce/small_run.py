@@ -204,7 +204,7 @@ class SmallRun:
                 "spread": flat.std(2, correction=0).mean().item(),
                 "low": flat.amin(2).mean().item(),
                 "high": flat.amax(2).mean().item(),
-                "alarm": collapse_alarm(maps),
+                "alarm": collapse_alarm(maps, bounded=self.trainer.evaluated.map_range is not None),
                 **self._on_objects(maps),
             }
         steps = self.trainer.step * self.trainer.batch_size

@@ -28,6 +28,7 @@ def make_model(config: TrainConfig, data: DataSet) -> Trainable:
             mechanism=config.mechanism,
             branch=config.branch,
             map_kernel=config.map_kernel,
+            map_form=config.map_form,
             map_control=config.map_control,
             perception=config.perception,
             **shared,

@@ -35,6 +35,8 @@ class TrainConfig:
     """Attention branch: a copy of the backbone's last stage, or one of at most 5 percent of the multiply-adds."""
     map_kernel: Literal[3, 1] = 3
     """Kernel of the convolution that makes the map."""
+    map_form: Literal["sigmoid", "sum-log"] = "sigmoid"
+    """The map M: sigmoid(BN(conv A)), or the authors' SENet's sum over classes of log(1 + A), which has no bound."""
     map_control: Literal["own", "constant", "shuffled"] = "own"
     """Control: a map of 0.5 everywhere, or that of the image before in the batch, in the place of the image's own."""
     perception: Literal["separate", "shared"] = "separate"
@@ -166,6 +168,8 @@ def check_settings(config: TrainConfig) -> None:
     if config.map_control != "own" and (config.baseline or config.mechanism == "none"):
         what = "baseline has no map" if config.baseline else "mechanism none applies no map"
         raise UserError(f"map_control is {config.map_control}, but {what}; leave one of them out.")
+    if config.map_form == "sum-log" and config.baseline:
+        raise UserError("map_form is sum-log, but baseline has no map; leave one of them out.")
     if config.resume and config.out and Path(config.resume).resolve() != Path(config.out).resolve():
         raise UserError(f"A continued run writes to its own folder '{config.resume}'; leave out '{config.out}'.")
 

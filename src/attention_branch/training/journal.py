@@ -121,7 +121,7 @@ class Journal(Checkpoint):
             line["map_mean"] = flat.mean().item()
             line["map_spread"] = flat.std(2, correction=0).mean().item()
             line["map_low"], line["map_high"] = flat.amin(2).mean().item(), flat.amax(2).mean().item()
-            line["alarm"] = collapse_alarm(maps)
+            line["alarm"] = collapse_alarm(maps, bounded=module.evaluated.map_range is not None)
         return line
 
     def _draw(self, module: Classifier, epoch: int, line: dict[str, Any]) -> None:
@@ -185,7 +185,7 @@ def draw_maps(network: Trainable, images: ImageSet, columns: int, path: Path, ti
             maps.append(output.attention[row, task].float().cpu())
             labels.append(f"{head} {name}".strip())
             repeated.append(pictures[row])
-    strip(repeated, torch.stack(maps), labels, path, title=title)
+    strip(repeated, torch.stack(maps), labels, path, title=title, value_range=network.map_range)
 
 
 def cut_metrics(folder: Path, epoch: int) -> None:
