@@ -55,7 +55,19 @@ class Authors:
         weight = self._tensor(f"{name}.weight", lambda: torch.randn(CLASSES, x.shape[1]) * x.shape[1] ** -0.5)
         return F.linear(x, weight, self._tensor(f"{name}.bias", lambda: torch.randn(CLASSES)))
 
-    def answer(self, g, copied_stage, perceive, norm_is_called=True):
+    def squeeze(self, x, name):
+        """Squeeze-and-excitation: two linear layers with biases, a sixteenth as wide between them."""
+        y = x.mean((2, 3))
+        for layer, inputs, outputs in (("fc1", x.shape[1], x.shape[1] // 16), ("fc2", x.shape[1] // 16, x.shape[1])):
+            weight = self._tensor(
+                f"{name}.{layer}.weight",
+                lambda inputs=inputs, outputs=outputs: 3 * torch.randn(outputs, inputs) * inputs**-0.5,
+            )
+            y = F.linear(y, weight, self._tensor(f"{name}.{layer}.bias", lambda outputs=outputs: torch.randn(outputs)))
+            y = F.relu(y) if layer == "fc1" else torch.sigmoid(y)
+        return x * y[:, :, None, None]
+
+    def answer(self, g, copied_stage, perceive, norm_is_called=True, summed=False):
         """Return (logits, attention logits, map), or logits alone where there is no attention branch."""
         if not self.attention:
             return perceive(g)
@@ -63,12 +75,15 @@ class Authors:
         normed = self.norm(x, "bn_att")
         x = normed if norm_is_called else x
         x = F.relu(self.norm(self.conv(x, "att_conv", CLASSES), "bn_att2"))
-        attention = torch.sigmoid(self.norm(self.conv(x, "att_conv3", 1, self.map_kernel), "bn_att3"))
+        if summed:
+            attention = torch.log(x + 1).sum(1, keepdim=True)
+        else:
+            attention = torch.sigmoid(self.norm(self.conv(x, "att_conv3", 1, self.map_kernel), "bn_att3"))
         scores = self.conv(x, "att_conv2", CLASSES).mean((2, 3))
         return perceive(g * attention + g), scores, attention
 
 
-def residual_block(net, x, name, width, stride, bottleneck):
+def residual_block(net, x, name, width, stride, bottleneck, squeezed=False):
     outputs = width * (4 if bottleneck else 1)
     if bottleneck:
         y = F.relu(net.norm(net.conv(x, f"{name}.conv1", width), f"{name}.bn1"))
@@ -77,14 +92,16 @@ def residual_block(net, x, name, width, stride, bottleneck):
     else:
         y = F.relu(net.norm(net.conv(x, f"{name}.conv1", width, 3, stride), f"{name}.bn1"))
         y = net.norm(net.conv(y, f"{name}.conv2", width, 3), f"{name}.bn2")
+    if squeezed:
+        y = net.squeeze(y, name)
     if stride != 1 or x.shape[1] != outputs:
         x = net.norm(net.conv(x, f"{name}.downsample.0", outputs, 1, stride), f"{name}.downsample.1")
     return F.relu(y + x)
 
 
-def residual_stage(net, x, name, width, count, stride, bottleneck):
+def residual_stage(net, x, name, width, count, stride, bottleneck, squeezed=False):
     for number in range(count):
-        x = residual_block(net, x, f"{name}.{number}", width, stride if number == 0 else 1, bottleneck)
+        x = residual_block(net, x, f"{name}.{number}", width, stride if number == 0 else 1, bottleneck, squeezed)
     return x
 
 
@@ -99,15 +116,21 @@ def small_resnet(net, x, count, bottleneck):
     )
 
 
-def imagenet_resnet(net, x, counts, bottleneck):
+def imagenet_resnet(net, x, counts, bottleneck, squeezed=False):
     x = F.relu(net.norm(net.conv(x, "conv1", 64, 7, 2), "bn1"))
     x = F.max_pool2d(x, 3, 2, 1)
     for number in (1, 2, 3):
-        x = residual_stage(net, x, f"layer{number}", 32 * 2**number, counts[number - 1], min(number, 2), bottleneck)
+        count, stride = counts[number - 1], min(number, 2)
+        x = residual_stage(net, x, f"layer{number}", 32 * 2**number, count, stride, bottleneck, squeezed)
+
+    def perceive(g):
+        return net.linear(residual_stage(net, g, "layer4", 512, counts[3], 2, bottleneck, squeezed).mean((2, 3)), "fc")
+
     return net.answer(
         x,
-        lambda g: residual_stage(net, g, "att_layer4", 512, counts[3], 1, bottleneck),
-        lambda g: net.linear(residual_stage(net, g, "layer4", 512, counts[3], 2, bottleneck).mean((2, 3)), "fc"),
+        lambda g: residual_stage(net, g, "att_layer4", 512, counts[3], 1, bottleneck, squeezed),
+        perceive,
+        summed=squeezed,  # their SENet's map is a sum of logarithms
     )
 
 
@@ -188,6 +211,7 @@ FORWARD = {
     "resnext29_8x64d": (resnext, 8),
     "resnet18": (lambda net, x: imagenet_resnet(net, x, (2, 2, 2, 2), False), 64),
     "resnet50": (lambda net, x: imagenet_resnet(net, x, (3, 4, 6, 3), True), 64),
+    "seresnet50": (lambda net, x: imagenet_resnet(net, x, (3, 4, 6, 3), True, squeezed=True), 64),
 }
 
 
@@ -226,8 +250,9 @@ def test_answers_are_those_of_the_authors_layers(name, tmp_path):
         answer = model.double()(images)
     assert difference(answer.attention_logits, scores) < (1e-6 if name.startswith("resnext") else 1e-10)
     # The map is made in float32, and the logits depend on it.
-    assert difference(answer.attention, attention) < 2e-7
+    assert difference(answer.attention, attention) < 2e-7 * max(1, float(attention.max()))
     assert difference(answer.logits, logits) < 1e-6
+    assert model.config.map_form == ("sum-log" if name.startswith("se") else "sigmoid")
     if name.startswith("resnext"):
         # Their norm is not called: ours is the identity, and stays it in training where it is kept out of it.
         model.train().branch.norm.eval()
@@ -345,9 +370,14 @@ def test_the_network_it_looks_like_is_named(state, refusal):
     assert "looks like" not in refusal(before)
 
 
-def test_squeeze_and_excitation_is_refused_with_the_reason(refusal):
-    senet = {"module.layer1.0.fc1.weight": torch.zeros(4, 64), "module.att_conv.weight": torch.zeros(7, 64, 1, 1)}
-    assert "sum of log(1 + A)" in refusal({"state_dict": senet}, "resnet50")
+def test_squeeze_and_excitation_is_told_from_the_plain_blocks(refusal):
+    four = {f"layer{number}.{block}.bn1.weight": (1,) for number in (3, 4) for block in range(3 if number == 4 else 6)}
+    second = {f"layer2.{block}.bn1.weight": (1,) for block in range(4)}
+    names = {"layer1.0.conv1.weight": (64, 64, 1, 1), "layer1.0.conv3.weight": (256, 64, 1, 1)}
+    senet = stages(3, **four, **second, **names)
+    senet["layer1.0.fc1.weight"] = torch.zeros(16, 256)
+    senet["att_conv3.weight"] = torch.zeros(1, 7, 3, 3)
+    assert "it looks like seresnet50, so load it under that name" in refusal(senet, "resnet50")
 
 
 def test_names_are_checked(state, refusal):

@@ -13,6 +13,7 @@ from PIL import Image
 
 import attention_branch as ab
 from attention_branch.data import open_data
+from attention_branch.models.residual_attention import RESIDUAL_ATTENTION
 from attention_branch.models.small import SMALL
 from attention_branch.training import RECIPES, TrainConfig, recipe, train
 from attention_branch.training import run as run_module
@@ -56,8 +57,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def miniature(name: str, data: dict[str, str], out: Path) -> TrainConfig:
     """The recipe with a narrow, shallow network of its own family, small pictures, and no downloaded weights."""
     chosen = RECIPES[name]
-    small = chosen.model in SMALL
-    narrow = ("width=0.125",) if small else ("channels=[4, 8, 8, 8]", "layers=[1, 1, 1, 1]")
+    small = chosen.model in SMALL or chosen.model.endswith("_cifar")
+    narrow = ("width=0.125",) if small or chosen.model in RESIDUAL_ATTENTION else ("channels=[4, 8, 8, 8]", "layers=[1, 1, 1, 1]")
     if chosen.model == "vgg16":
         narrow = ("channels=[4, 4, 8, 8, 8]",)
     side = 16 if small else 48
@@ -65,7 +66,7 @@ def miniature(name: str, data: dict[str, str], out: Path) -> TrainConfig:
         name,
         data=data.get(name.removesuffix("-modern"), data[""]),
         out=str(out),
-        model={"resnet164b": "resnet65b"}.get(chosen.model, chosen.model),
+        model={"resnet164b": "resnet65b", "attention452_cifar": "attention56_cifar"}.get(chosen.model, chosen.model),
         model_options=(*chosen.model_options, *narrow),
         image_size=(side, 64) if isinstance(chosen.image_size, tuple) else side,
         pretrained=False,
@@ -99,7 +100,7 @@ def test_every_recipe_takes_two_steps(
     assert math.isfinite(line["validation_loss"])
     model = ab.load_model(folder / "last")
     assert not any(torch.equal(start[key], value) for key, value in model.named_parameters() if value.ndim > 1)
-    assert model.preprocessing.resize == (config.resize or ("squash" if config.model in SMALL else "crop"))
+    assert model.preprocessing.resize == (config.resize or ("squash" if config.image_size == 16 else "crop"))
     side = config.image_size
     assert model.preprocessing.size == (side if isinstance(side, tuple) else (side, side))
 
@@ -122,6 +123,8 @@ PUBLISHED = {
     "cifar-densenet": ("densenet_bc_100_12", 300, 64, 0.1, 1e-4, (150, 225), 0.1),
     "cifar-resnext": ("resnext29_8x64d", 300, 128, 0.1, 5e-4, (150, 225), 0.1),
     "imagenet": ("resnet50", 90, 256, 0.1, 1e-4, (31, 61), 0.1),
+    "cifar-attention": ("attention452_cifar", 205, 64, 0.1, 1e-4, (82, 123), 0.1),
+    "imagenet-attention": ("attention56", 106, 256, 0.1, 1e-4, (40, 80, 100), 0.1),
 }
 
 
@@ -130,7 +133,8 @@ def test_published_numbers(name: str) -> None:
     chosen = RECIPES[name]
     found = (chosen.model, chosen.epochs, chosen.batch_size, chosen.lr, chosen.weight_decay, chosen.milestones)
     assert (*found, chosen.gamma) == PUBLISHED[name]
-    assert (chosen.optimizer, chosen.momentum, chosen.nesterov, chosen.decay_all) == ("sgd", 0.9, False, True)
+    nesterov = name.endswith("attention")
+    assert (chosen.optimizer, chosen.momentum, chosen.nesterov, chosen.decay_all) == ("sgd", 0.9, nesterov, True)
     assert (chosen.label_smoothing, chosen.mixup, chosen.cutmix, chosen.ema) == (0, 0, 0, None)
 
 

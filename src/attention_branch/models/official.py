@@ -8,6 +8,7 @@ authors' name of it; what is missing, left over or of another shape is refused b
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -82,6 +83,8 @@ _RESNEXT: Rules = (
     (r"^backbone\.fc\.", "classifier."),
 )
 _IMAGENET: Rules = (*_HEAD, (r"^branch\.stage\.blocks\.0\.", "att_layer4."), (r"^backbone\.", ""))
+# Their squeeze-and-excitation layers belong to the block itself, and are linear where ours are 1x1 convolutions.
+_SENET: Rules = (*_IMAGENET, (r"\.se\.fc", ".fc"))
 
 _SMALL_FAMILIES = {"resnet": _RESNET, "wrn_": _WIDE, "densenet": _DENSE, "resnext": _RESNEXT}
 _BLOCKS: dict[tuple[tuple[int, ...], bool], str] = {
@@ -94,6 +97,8 @@ _BLOCKS: dict[tuple[tuple[int, ...], bool], str] = {
 NETWORKS: dict[str, Rules] = {
     **{name: rules for name in SMALL for family, rules in _SMALL_FAMILIES.items() if name.startswith(family)},
     **dict.fromkeys(_BLOCKS.values(), _IMAGENET),
+    # Their SE-ResNet-18 and -34 squeeze 64 channels to 4, where timm's never go below 8.
+    **{f"se{name}": _SENET for (_, bottleneck), name in _BLOCKS.items() if bottleneck},
 }
 """The authors' names of a network's tensors, by the network's name here."""
 
@@ -105,7 +110,7 @@ def load_official(
 
     `path` is a .pth.tar or .pth file, in PyTorch's new or old format: a dict with 'state_dict', or a state dict; from
     DataParallel or not. It is read as tensors and plain values only, so it cannot run code. `name` is the network's
-    name here: of the 32-pixel families, or `resnet18` to `resnet152` (ImageNet). What the authors' code builds for
+    name here: of the 32-pixel families, `resnet18` to `resnet152` or `seresnet50` to `seresnet152` (ImageNet). What the authors' code builds for
     the depths 44, 56 and 110 is `resnet65b`, `resnet83b` and `resnet164b`. `num_classes` is read from the checkpoint;
     given, it must agree. A checkpoint without an attention branch (of bearpaw's pytorch-classification, or
     torchvision's ResNets) gives a `PlainNetwork`.
@@ -118,16 +123,12 @@ def load_official(
     it is a batch norm like any other: the answers change at the first step. To train the authors' network on, call
     `model.branch.norm.eval().requires_grad_(False)` after each `model.train()`.
 
-    Raises `UserError` for a file that is no such checkpoint, does not fit the network (the first tensor that does not
-    and the network it looks like are named), or comes from the authors' SENet, whose map is another function.
+    The authors' SENet makes its map as the sum over classes of log(1 + A), so the network has `map_form="sum-log"`.
+
+    Raises `UserError` for a file that is no such checkpoint, or does not fit the network (the first tensor that does
+    not and the network it looks like are named).
     """
     state = _read(path)
-    if any(re.match(r"layer\d\.\d+\.fc1\.", key) for key in state):
-        raise UserError(
-            f"'{path}' is a squeeze-and-excitation network, and the authors' makes its map as the sum of log(1 + A) "
-            "over the classes, which has no bound and no weights, where the map here is the sigmoid of a convolution: "
-            "its weights would give other answers, so train create_model('seresnet50', ...) instead."
-        )
     if not isinstance(name, str) or name not in NETWORKS:
         raise UserError(
             f"'{name}' is not a network of the authors' code.{did_you_mean(str(name), NETWORKS)} "
@@ -142,10 +143,13 @@ def load_official(
         raise UserError(f"'{path}' has {classes} classes, not {num_classes}; leave num_classes out.")
     model: AttentionBranchNetwork | PlainNetwork
     if any(key.startswith(_ATTENTION) for key in state):
-        model = create_model(name, classes, map_kernel=_map_kernel(path, name, state))
+        form: dict[str, Any] = (
+            {"map_form": "sum-log"} if rules is _SENET else {"map_kernel": _map_kernel(path, name, state)}
+        )
+        model = create_model(name, classes, **form)
     else:
         model = create_backbone(name, classes)
-    if rules is _IMAGENET:
+    if rules in (_IMAGENET, _SENET):
         model.preprocessing = Preprocessing(interpolation="bilinear")
     model.load_state_dict(_translate(path, name, state, model))
     if rules is _RESNEXT and isinstance(model, AttentionBranchNetwork):
@@ -203,8 +207,7 @@ def _translate(path: str | Path, name: str, state: State, model: nn.Module) -> S
             tensors[key] = own  # defined in the authors' ResNeXt and never called
         elif theirs in state:
             value = state[theirs]
-            # A 1x1 convolution before the mean over positions is a linear layer after it.
-            wanted = (*own.shape, 1, 1) if theirs == "att_conv2.weight" else tuple(own.shape)
+            wanted = _their_shape(theirs, own)
             if tuple(value.shape) != wanted:
                 raise _misfit(path, name, state, f"'{theirs}' is {tuple(value.shape)} there and {wanted} in {name}")
             if own.is_floating_point() and not value.is_floating_point():
@@ -218,6 +221,14 @@ def _translate(path: str | Path, name: str, state: State, model: nn.Module) -> S
     if extra is not None:
         raise _misfit(path, name, state, f"{name} has no '{extra}'")
     return tensors
+
+
+def _their_shape(theirs: str, own: Tensor) -> tuple[int, ...]:
+    """Return the shape that a tensor has in the authors' code."""
+    # A 1x1 convolution before the mean over positions is a linear layer after it, and the other way round.
+    if theirs == "att_conv2.weight":
+        return (*own.shape, 1, 1)
+    return tuple(own.shape[:2]) if re.search(r"\.fc[12]\.weight$", theirs) else tuple(own.shape)
 
 
 def _make_identity(norm: nn.BatchNorm2d) -> None:
@@ -263,7 +274,8 @@ def _looks_like(state: State) -> str | None:
     bottleneck = "layer1.0.conv3.weight" in state
     if blocks(r"layer4\."):
         counts = tuple(blocks(rf"layer{number}\.") for number in (1, 2, 3, 4))
-        return _BLOCKS.get((counts, bottleneck)) if outputs("layer1.0.conv1.weight") == 64 else None
+        found = _BLOCKS.get((counts, bottleneck)) if outputs("layer1.0.conv1.weight") == 64 else None
+        return f"se{found}" if found and "layer1.0.fc1.weight" in state else found
     count = blocks(r"layer1\.")
     if not count or outputs("layer1.0.conv1.weight") != 16:
         return None

@@ -29,8 +29,9 @@ def perturbed(backbone: nn.Module, generator: torch.Generator) -> Any:
 def relative_change(changed: Tensor, base: Tensor) -> float:
     """Return how far a tensor is from another, as a share of the other's norm."""
     # Hundreds of residual units with weights that were moved reach 1e200, whose squares no float64 holds.
-    scale = base.abs().max().clamp_min(1e-300)
-    return float(((changed - base) / scale).norm() / (base / scale).norm().clamp_min(1e-300))
+    least = torch.finfo(base.dtype).tiny
+    scale = base.abs().max().clamp_min(least)
+    return float(((changed - base) / scale).norm() / (base / scale).norm().clamp_min(least))
 
 
 def reproduces(run: Callable[[], Any], wanted: Tensor) -> bool:

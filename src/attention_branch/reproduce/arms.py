@@ -17,6 +17,8 @@ class Arm:
     settings: dict[str, Any] = field(default_factory=dict)
     several_heads: bool = False
     """Whether it exists for networks of several heads only."""
+    family: str = ""
+    """How the name of a network begins that has it; every network's does with nothing."""
     equal: str | None = None
     """'parameters' or 'multiply_adds': which of the network with the paper's branch a wider plain network equals."""
 
@@ -31,6 +33,12 @@ ARMS = {
         Arm("none", "deep supervision only: branch trained, map not applied", {"mechanism": "none", "branch": "paper"}),
         Arm("product", "g(x)*M(x)", {"mechanism": "product", "branch": "paper"}),
         Arm("residual", "g(x)*(1+M(x)), the paper's network", {"mechanism": "residual", "branch": "paper"}),
+        Arm(
+            "sum-log",
+            "g(x)*(1+M(x)), M the sum of log(1 + A) as in the authors' SENet code",
+            _CONTROL | {"map_form": "sum-log"},
+            family="seresnet",
+        ),
         Arm("lite", "g(x)*(1+M(x)) with the lite branch", {"mechanism": "residual", "branch": "lite"}),
         Arm("shared", "one perception pass for all heads", _CONTROL | {"perception": "shared"}, several_heads=True),
         Arm("constant", "the map is 0.5 everywhere", _CONTROL | {"map_control": "constant"}),
@@ -61,6 +69,6 @@ def network_cost(arm: Arm, network: str, size: dict[str, Any], image_size: int |
     if arm.settings.get("baseline"):
         model: Any = create_backbone(network, **made)
     else:
-        kinds = {key: arm.settings[key] for key in ("mechanism", "branch", "perception") if key in arm.settings}
+        kinds = {key: arm.settings[key] for key in ("mechanism", "branch", "perception", "map_form") if key in arm.settings}
         model = create_model(network, **made, **kinds)
     return cost(model, None if image_size is None else (image_size, image_size))

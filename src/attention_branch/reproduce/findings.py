@@ -8,6 +8,7 @@ _QUESTIONS = (
     ("plain", "the plain backbone"),
     ("none", "deep supervision alone (the branch trained, its map not applied)"),
     ("product", "the same network with the product g(x)*M(x)"),
+    ("sum-log", "the same network with a sum of logarithms as its map (the authors' SENet code)"),
     ("constant", "the same network with a constant map"),
     ("shuffled", "the same network with another image's map"),
     ("wider-parameters", "a wider plain network of the same parameters"),

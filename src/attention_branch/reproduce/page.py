@@ -11,7 +11,7 @@ from attention_branch.reproduce.findings import statements
 from attention_branch.reproduce.groups import Group
 from attention_branch.reproduce.published import TABLES
 from attention_branch.reproduce.results import studies, table_rows
-from attention_branch.reproduce.show import mark, notes, several_machines, short_reason, spread
+from attention_branch.reproduce.show import mark, notes, several_machines, short_reason, spread, variant
 
 _COMPARED = {"plain": "less plain", "none": "less none", "wider-multiply-adds": "less same cost"}
 
@@ -110,7 +110,6 @@ def _table(name: str, title: str, rows: list[dict[str, Any]]) -> Sheet:
     shown = []
     for row in rows:
         ours = row["ours"]
-        depth = "" if row["authors_depth"] else ", true depth"
         if ours:
             several = several_machines(ours["machines"])
             cells = [
@@ -121,7 +120,7 @@ def _table(name: str, title: str, rows: list[dict[str, Any]]) -> Sheet:
             ]  # fmt: skip
         else:
             cells = [Cell(row["printed"]), Cell("-"), Cell("-"), Cell("-"), Cell("-", "", "quiet")]
-        shown.append((f"{row['row']}{depth}, {row['column']}{mark(row)}", row["network"] if ours else "not run", cells))
+        shown.append((f"{row['row']}{variant(row)}, {row['column']}{mark(row)}", row["network"] if ours else "not run", cells))
     reasons = dict.fromkeys(short_reason(row) for row in rows if row["reason"])
     note = "* the authors' own run of a baseline. Where the data is a stand-in its name stands below our number, and "
     note += "the two cannot be compared. Less plain: points of error less the same network without a branch."

@@ -28,6 +28,7 @@ _FAMILY_RECIPES = (
     ("wrn", "cifar-wrn"),
     ("densenet", "cifar-densenet"),
     ("resnext", "cifar-resnext"),
+    ("attention", "cifar-attention"),
     ("resnet", "cifar-resnet110"),
 )
 
@@ -109,6 +110,8 @@ def recipe_of(cell: Cell, protocol: Protocol) -> str:
         chosen = _OWN[cell.role]
     elif cell.role == "imagenet" and cell.network.startswith("vgg") and "_bn" not in cell.network:
         chosen = "imagenet-vgg"
+    elif cell.role == "imagenet" and cell.network.startswith("attention"):
+        chosen = "imagenet-attention" if protocol.name == "published" else "imagenet"
     elif cell.role in LARGE or cell.role == "svhn":
         chosen = cell.role
     else:

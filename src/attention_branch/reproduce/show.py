@@ -38,8 +38,7 @@ def _print_table(title: str, rows: list[dict[str, Any]], console: Console) -> No
         table.add_column(heading, justify=side, overflow="fold")  # type: ignore[arg-type]
     for row in rows:
         ours = row["ours"]
-        depth = "" if row["authors_depth"] else " (true depth)"
-        cells = [f"{row['row']}{depth}{mark(row)}", row["column"], row["printed"]]
+        cells = [f"{row['row']}{variant(row)}{mark(row)}", row["column"], row["printed"]]
         if ours:
             cells += [
                 spread(ours),
@@ -81,6 +80,13 @@ def _print_study(study: dict[str, Any], console: Console) -> None:
         "where the 95 % interval (Student's t, not corrected for several comparisons) excludes zero.",
         highlight=False,
     )
+
+
+def variant(row: dict[str, Any]) -> str:
+    """Return what tells a row's network from the authors' own, in brackets; nothing for their own."""
+    if row["authors_depth"]:
+        return ""
+    return " (sigmoid map)" if row["row"] == "SENet+ABN" else " (true depth)"
 
 
 def mark(row: dict[str, Any]) -> str:
