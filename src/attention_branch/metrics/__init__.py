@@ -4,6 +4,7 @@ from attention_branch.metrics.collapse import collapse_alarm
 from attention_branch.metrics.drive import MapDrive, map_drive
 from attention_branch.metrics.drive_result import MapDriveResult
 from attention_branch.metrics.faithfulness import Deletion, Insertion, InsertionMinusDeletion
+from attention_branch.metrics.filters import location_instability, part_centres, part_interpretability
 from attention_branch.metrics.grid import GridPointingGame, Mosaics, grid_mosaics
 from attention_branch.metrics.localisation import BoxIoU, EnergyPointingGame
 from attention_branch.metrics.masking import ADCC, AverageDrop, AverageGain, IncreaseInConfidence
@@ -44,6 +45,9 @@ __all__ = [
     "cascading_randomization",
     "collapse_alarm",
     "grid_mosaics",
+    "location_instability",
     "map_drive",
     "paired_difference",
+    "part_centres",
+    "part_interpretability",
 ]

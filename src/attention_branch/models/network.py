@@ -65,6 +65,9 @@ class Network(SavedModel):
         """Return what training minimises, of an answer and its targets: `abn_loss` unless a network has its own."""
         return abn_loss(output, targets, label_smoothing=label_smoothing, weights=weights)
 
+    def begin_epoch(self, epoch: int) -> None:
+        """Be told that an epoch of training begins, counted from 0; for networks whose loss depends on it."""
+
     def _by_head(self, scores: list[Tensor]) -> Scores:
         return scores[0] if self.heads is None else dict(zip(self.heads, scores, strict=True))
 

@@ -1,6 +1,6 @@
 """From a name to a network: every timm backbone that passes the proof, and the 32-pixel families."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import timm
@@ -12,6 +12,8 @@ from attention_branch.errors import UserError, did_you_mean
 from attention_branch.models.branch import MAP_FORMS, AttentionBranch, LiteStage, StageChoice, copy_stage
 from attention_branch.models.gate import Construction, GatePlace, Proof, grid_size, locate, output_until, prove
 from attention_branch.models.heads import PERCEPTIONS, prove_shared
+from attention_branch.models.interpretable import InterpretableNetwork, read_options
+from attention_branch.models.interpretable_place import insert, smallest_side
 from attention_branch.models.network import MAP_CONTROLS, MECHANISMS, AttentionBranchNetwork, Network, PlainNetwork
 from attention_branch.models.preprocessing import Preprocessing
 from attention_branch.models.residual_attention import RESIDUAL_ATTENTION, create_residual_attention
@@ -28,7 +30,7 @@ KINDS: dict[str, tuple[str, ...]] = {
 }
 """The networks of this package by kind; all others are timm's."""
 
-ALONE: frozenset[str] = frozenset()
+ALONE: frozenset[str] = frozenset({"interpretable"})
 """Systems of their own, on which no attention branch is put: names, or what stands before a name's colon."""
 
 
@@ -148,6 +150,8 @@ def _config(
 def build(config: ModelConfig, *, pretrained: bool = False) -> Network:
     """Build the network a configuration describes, fill in what its backbone fixes, and prove its gate."""
     total = sum(config.heads.values()) if config.heads else int(config.num_classes or 0)
+    if config.name.partition(":")[0] == "interpretable":
+        return _interpretable(config, pretrained)
     backbone = _backbone(config, total, pretrained)
     _complete(config, backbone)
     if config.mechanism is None:
@@ -185,6 +189,19 @@ def build(config: ModelConfig, *, pretrained: bool = False) -> Network:
     model.check_size(*native)
     model.construction = Construction(place, proof, choice.note, (native[0] // stride, native[1] // stride))
     return model.train()
+
+
+def _interpretable(config: ModelConfig, pretrained: bool) -> InterpretableNetwork:
+    """Build `interpretable:NAME`: the backbone NAME with interpretable layers in it."""
+    options, rest = read_options(config)
+    assert config.num_classes is not None
+    base = replace(config, name=config.name.partition(":")[2], backbone_options=rest)
+    backbone = _backbone(base, config.num_classes, pretrained)
+    _complete(config, backbone)
+    insert(backbone, config.name, config.num_classes, options, fresh=pretrained)
+    side = 32 if base.name in SMALL else 64
+    config.smallest_side = smallest_side(backbone, torch.zeros(1, 3, side, side))
+    return InterpretableNetwork(config, backbone).train()
 
 
 def _backbone(config: ModelConfig, total: int, pretrained: bool) -> nn.Module:

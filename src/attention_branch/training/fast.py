@@ -274,6 +274,7 @@ class FastTrainer:
         self.plan.set_epoch(self.epoch)
         self.steps_inside, self.seconds_inside = 0, 0.0
         self._sums.zero_()
+        self.model.begin_epoch(self.epoch)
         seed = (self.config.seed * 1_000_003 + self.epoch) * 1009
         random.seed(seed)
         np.random.seed(seed % 2**32)

@@ -65,6 +65,7 @@ class Classifier(L.LightningModule):
         self.train_tally.reset(self.device)
         self.bad_step = torch.full((), float("inf"), device=self.device)
         self.stepped = self.global_step
+        self.model.begin_epoch(self.current_epoch)
         seed = (self.config.seed * 1_000_003 + self.current_epoch) * 1009 + self.global_rank
         random.seed(seed)
         np.random.seed(seed % 2**32)
