@@ -60,6 +60,11 @@ class Network(SavedModel):
         """Return what training minimises, of an answer and its targets: `abn_loss` unless a network has its own."""
         return abn_loss(output, targets, label_smoothing=label_smoothing, weights=weights)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the network lies."""
+        return next(value.device for values in (self.parameters(), self.buffers()) for value in values)
+
     def _by_head(self, scores: list[Tensor]) -> Scores:
         return scores[0] if self.heads is None else dict(zip(self.heads, scores, strict=True))
 

@@ -12,6 +12,7 @@ from attention_branch.errors import UserError, did_you_mean
 from attention_branch.models.branch import AttentionBranch, LiteStage, StageChoice, copy_stage
 from attention_branch.models.gate import Construction, GatePlace, Proof, grid_size, locate, output_until, prove
 from attention_branch.models.heads import PERCEPTIONS, prove_shared
+from attention_branch.models.moon import Moon, backbone_config
 from attention_branch.models.network import MAP_CONTROLS, MECHANISMS, AttentionBranchNetwork, Network, PlainNetwork
 from attention_branch.models.preprocessing import Preprocessing
 from attention_branch.models.saving import ModelConfig, check_class_names
@@ -20,13 +21,17 @@ from attention_branch.models.vgg import CAM_NETWORKS, create_cam, create_wide_vg
 
 BRANCHES = ("paper", "lite")
 
+ATTRIBUTE_SYSTEMS = ("moon",)
+"""Systems for yes/no attributes (`attributes.py`); `moon:NAME` is MOON on another backbone."""
+
 KINDS: dict[str, tuple[str, ...]] = {
     "32-pixel family": tuple(SMALL),
     "CAM's network": CAM_NETWORKS,
+    "facial attributes system": ATTRIBUTE_SYSTEMS,
 }
 """The networks of this package by kind; all others are timm's."""
 
-ALONE: frozenset[str] = frozenset()
+ALONE: frozenset[str] = frozenset(ATTRIBUTE_SYSTEMS)
 """Systems of their own, on which no attention branch is put: names, or what stands before a name's colon."""
 
 
@@ -133,6 +138,8 @@ def _config(
 
 def build(config: ModelConfig, *, pretrained: bool = False) -> Network:
     """Build the network a configuration describes, fill in what its backbone fixes, and prove its gate."""
+    if config.name.partition(":")[0] in ATTRIBUTE_SYSTEMS:
+        return _attribute_system(config, pretrained)
     total = sum(config.heads.values()) if config.heads else int(config.num_classes or 0)
     backbone = _backbone(config, total, pretrained)
     _complete(config, backbone)
@@ -171,6 +178,18 @@ def build(config: ModelConfig, *, pretrained: bool = False) -> Network:
     model.check_size(*native)
     model.construction = Construction(place, proof, choice.note, (native[0] // stride, native[1] // stride))
     return model.train()
+
+
+def _attribute_system(config: ModelConfig, pretrained: bool) -> PlainNetwork:
+    """Build a system for yes/no attributes."""
+    name = config.name.partition(":")[0]
+    if name == "moon":
+        plain = backbone_config(config)
+        backbone = _backbone(plain, len(config.heads or "1"), pretrained)
+        _complete(plain, backbone)
+        config.preprocessing, config.fixed_size = config.preprocessing or plain.preprocessing, plain.fixed_size
+        return Moon(config, backbone)
+    raise AssertionError(name)
 
 
 def _backbone(config: ModelConfig, total: int, pretrained: bool) -> nn.Module:
