@@ -12,6 +12,10 @@ POINTS = 5
 """Left eye, right eye, nose, left and right corner of the mouth, as CelebA has them; left is the picture's left."""
 
 
+TYPICAL = ((0.39, 0.51), (0.61, 0.51), (0.50, 0.62), (0.40, 0.70), (0.59, 0.70))
+"""Where an aligned face has its points, in shares of the picture; what a network that has not learned answers."""
+
+
 @dataclass(frozen=True)
 class Part:
     """A square about a mean of the face's points, in units of the distance from the eyes to the mouth."""
@@ -68,7 +72,7 @@ def grid_boxes(cells: int) -> Tensor:
 class PointNet(nn.Module):
     """A small network that finds a face's five points: four convolutions on the picture at 48x48, two linear layers.
 
-    It starts at the training faces' mean points (`mean`), which is where aligned faces have theirs.
+    It starts from the mean points of the training faces (`mean`).
     """
 
     SIDE = 48
@@ -86,7 +90,7 @@ class PointNet(nn.Module):
         nn.init.zeros_(self.points.weight)
         nn.init.zeros_(self.points.bias)
         self.mean: Tensor
-        self.register_buffer("mean", torch.full((POINTS, 2), 0.5))
+        self.register_buffer("mean", torch.tensor(TYPICAL))
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the points (N, 5, 2), x and y in shares of the picture, of normalised images (N, 3, H, W)."""

@@ -77,7 +77,7 @@ class LNet(nn.Module):
     def __init__(self, trunk: nn.Module, name: str) -> None:
         super().__init__()
         self.trunk: Any = trunk
-        example = torch.zeros(1, 3, 64, 64)
+        example = torch.zeros(1, *self.trunk.pretrained_cfg["input_size"])
         training = trunk.training
         with torch.no_grad():
             features = self.trunk.eval().forward_features(example)

@@ -49,7 +49,7 @@ class Parts(NamedTuple):
 class EachScores(dict[str, Tensor]):
     """The mean of several networks' answers by head, and each network's own in `each`."""
 
-    def __init__(self, mean: dict[str, Tensor], each: list[dict[str, Tensor]]) -> None:
+    def __init__(self, mean: dict[str, Tensor], each: list[Scores]) -> None:
         super().__init__(mean)
         self.each = each
 
@@ -99,7 +99,7 @@ class Panda(StagedNetwork):
             if self.backbone.places == "landmarks":
                 boxes = part_boxes(self.backbone.points(images), (height, width))
             else:
-                cells = grid_boxes(CELLS).to(images.device)[None].expand(len(images), -1, -1)
+                cells = grid_boxes(CELLS).to(images.device)[None].expand(images.shape[0], -1, -1)
                 boxes = cells
                 if self.backbone.places == "localiser":
                     face = enlarged(best_window(self.backbone.lnet.response(images)), CONTEXT)
@@ -128,7 +128,10 @@ class Panda(StagedNetwork):
         every = self._every_score(images)  # (N, P + 1, T)
         each = [self._by_head(two_sided(scores, self.sizes)) for scores in every.unbind(1)]
         mean = self._by_head(two_sided(every.mean(1), self.sizes))
-        return EachScores(mean, each) if isinstance(mean, dict) else mean  # type: ignore[arg-type]
+        if isinstance(mean, dict):
+            return EachScores(mean, each)
+        mean.each = each  # type: ignore[attr-defined]
+        return mean
 
     def stage_scores(self, images: Tensor) -> Tensor:
         """Return the outputs (N, T) of the LNet that is trained, or the mean over the part networks."""
@@ -146,14 +149,15 @@ class Panda(StagedNetwork):
 
         A part network learns nothing from an image in which its part is missing but its answer to zeros.
         """
-        each = output.each if isinstance(output, EachScores) else [output]
+        each = getattr(output, "each", [output])
         found = [abn_loss(one, targets, label_smoothing=label_smoothing, weights=weights) for one in each]
         return Losses(*(torch.stack(list(values)).sum() for values in zip(*found, strict=True)))
 
     def _every_score(self, images: Tensor) -> Tensor:
         parts, whole = self.part_features(images)
-        own = self.backbone.parts.scores(parts)
-        return torch.cat([own, self.backbone.whole.get_classifier()(whole)[:, None]], dim=1)
+        network = self.backbone.whole
+        head = network.get_classifier() if hasattr(network, "get_classifier") else network.fc
+        return torch.cat([self.backbone.parts.scores(parts), head(whole)[:, None]], dim=1)
 
 
 def powered(features: Tensor) -> Tensor:

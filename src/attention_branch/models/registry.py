@@ -9,11 +9,14 @@ import torch
 from torch import nn
 
 from attention_branch.errors import UserError, did_you_mean
+from attention_branch.models.alexnet import AlexNetFeatures
 from attention_branch.models.branch import AttentionBranch, LiteStage, StageChoice, copy_stage
 from attention_branch.models.gate import Construction, GatePlace, Proof, grid_size, locate, output_until, prove
 from attention_branch.models.heads import PERCEPTIONS, prove_shared
+from attention_branch.models.lnets_anet import create_lnets_anet
 from attention_branch.models.moon import Moon, backbone_config
 from attention_branch.models.network import MAP_CONTROLS, MECHANISMS, AttentionBranchNetwork, Network, PlainNetwork
+from attention_branch.models.panda import create_panda
 from attention_branch.models.preprocessing import Preprocessing
 from attention_branch.models.saving import ModelConfig, check_class_names
 from attention_branch.models.small import SMALL, create_small
@@ -21,7 +24,7 @@ from attention_branch.models.vgg import CAM_NETWORKS, create_cam, create_wide_vg
 
 BRANCHES = ("paper", "lite")
 
-ATTRIBUTE_SYSTEMS = ("moon",)
+ATTRIBUTE_SYSTEMS = ("moon", "lnets-anet", "panda")
 """Systems for yes/no attributes (`attributes.py`); `moon:NAME` is MOON on another backbone."""
 
 KINDS: dict[str, tuple[str, ...]] = {
@@ -189,7 +192,24 @@ def _attribute_system(config: ModelConfig, pretrained: bool) -> PlainNetwork:
         _complete(plain, backbone)
         config.preprocessing, config.fixed_size = config.preprocessing or plain.preprocessing, plain.fixed_size
         return Moon(config, backbone)
-    raise AssertionError(name)
+    heads = len(config.heads or "1")
+
+    def make(trunk: str, outputs: int, options: dict[str, Any]) -> nn.Module:
+        return _trunk(trunk, outputs, options, config.image_size, pretrained)
+
+    create: dict[str, Any] = {"lnets-anet": create_lnets_anet, "panda": create_panda}
+    model = _call(name, lambda: create[name](config, heads, make, **config.backbone_options))
+    _complete(config, model.backbone)
+    return model
+
+
+def _trunk(
+    name: str, outputs: int, options: dict[str, Any], image_size: tuple[int, int] | None, pretrained: bool
+) -> nn.Module:
+    """Build a backbone that is a part of a system."""
+    if name == "alexnet":
+        return _call(name, lambda: AlexNetFeatures(outputs, pretrained, **options), pretrained)
+    return _backbone(ModelConfig(name=name, image_size=image_size, backbone_options=options), outputs, pretrained)
 
 
 def _backbone(config: ModelConfig, total: int, pretrained: bool) -> nn.Module:
