@@ -332,9 +332,10 @@ def _announce(config: TrainConfig, data: DataSet, model: Trainable, folder: Path
     assert data.train is not None
     assert data.validation is not None
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    kind = "" if model.is_abn or stands_alone(config.model) else " without a branch"
     test = f", {len(data.test)} test (not touched)" if data.test else ""
     print(
-        f"{config.model}{'' if model.is_abn or stands_alone(config.model) else ' without a branch'}, {millions:.3f} M parameters, on {config.data}: "
+        f"{config.model}{kind}, {millions:.3f} M parameters, on {config.data}: "
         f"{len(data.train)} training and {len(data.validation)} validation images{test}; {world} process"
         f"{'es' if world > 1 else ''}; writing to {folder}",
         flush=True,
