@@ -5,7 +5,7 @@ PATH is the folder of the official downloads, or of torchvision's (all in `celeb
     Img/img_align_celeba/000001.jpg ...      img_align_celeba.zip, unzipped: 202,599 pictures of 178x218
     Anno/list_attr_celeba.txt                line 1: number of pictures; line 2: 40 names; then `000001.jpg -1 1 ...`
     Eval/list_eval_partition.txt             `000001.jpg 0`: 0 train, 1 validation, 2 test
-    Anno/list_landmarks_align_celeba.txt     need not be there; line 2: lefteye_x lefteye_y ...; then `000001.jpg 69 109`
+    Anno/list_landmarks_align_celeba.txt     if there; line 2: lefteye_x lefteye_y ...; then `000001.jpg 69 109 ...`
 
 Source: Liu, Luo, Wang, Tang, "Deep Learning Face Attributes in the Wild", ICCV 2015, arXiv 1411.7766.
 """
@@ -54,8 +54,8 @@ class FaceSource(FileSource):
 def open_celeba(spec: str, *, seed: int, validation: float, test: float) -> DataSet:
     """Open `celeba:PATH`: a head with the classes `no` (-1) and `yes` (1) for each attribute, in the official order.
 
-    The pictures have points (`ImageSet.points`) where the file of landmarks is there. Raises `UserError` for a copy that is
-    not whole, or damaged.
+    The pictures have points (`ImageSet.points`) where the file of landmarks is there. Raises `UserError` for a copy
+    that is not whole, or damaged.
     """
     folder = data_folder(spec, spec.removeprefix("celeba:"))
     base = next((place for place in (folder / "celeba", folder / "CelebA") if place.is_dir()), folder)

@@ -10,6 +10,7 @@ from torch import nn
 
 from attention_branch.errors import UserError, did_you_mean
 from attention_branch.models.branch import AttentionBranch, LiteStage, StageChoice, copy_stage
+from attention_branch.models.facetracer import FaceTracer
 from attention_branch.models.gate import Construction, GatePlace, Proof, grid_size, locate, output_until, prove
 from attention_branch.models.heads import PERCEPTIONS, prove_shared
 from attention_branch.models.moon import Moon, backbone_config
@@ -21,7 +22,7 @@ from attention_branch.models.vgg import CAM_NETWORKS, create_cam, create_wide_vg
 
 BRANCHES = ("paper", "lite")
 
-ATTRIBUTE_SYSTEMS = ("moon",)
+ATTRIBUTE_SYSTEMS = ("facetracer", "moon")
 """Systems for yes/no attributes (`attributes.py`); `moon:NAME` is MOON on another backbone."""
 
 KINDS: dict[str, tuple[str, ...]] = {
@@ -189,7 +190,9 @@ def _attribute_system(config: ModelConfig, pretrained: bool) -> PlainNetwork:
         _complete(plain, backbone)
         config.preprocessing, config.fixed_size = config.preprocessing or plain.preprocessing, plain.fixed_size
         return Moon(config, backbone)
-    raise AssertionError(name)
+    if pretrained:
+        raise UserError(f"There are no pretrained weights for '{name}'; leave pretrained out.")
+    return FaceTracer(config)
 
 
 def _backbone(config: ModelConfig, total: int, pretrained: bool) -> nn.Module:

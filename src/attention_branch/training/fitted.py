@@ -47,8 +47,14 @@ class Fitter:
     reads: frozenset[str] = frozenset()
 
 
-FITTERS: dict[str, Fitter] = {}
-"""Fitters by the network's name, or by what stands before its colon."""
+def _facetracer(config: TrainConfig, data: DataSet, model: PlainNetwork, stages: Stages) -> None:
+    from attention_branch.training.facetracer import fit_facetracer
+
+    fit_facetracer(config, data, model, stages)
+
+
+FITTERS: dict[str, Fitter] = {"facetracer": Fitter(_facetracer)}
+"""Fitters by the network's name, or by what stands before its colon. Each imports its module when it is called."""
 
 _ALWAYS = FREE_ON_RESUME | {"data", "model", "model_options", "image_size", "resize", "seed", "baseline"}
 
