@@ -9,8 +9,6 @@ POINTS = ("lefteye", "righteye", "nose", "leftmouth", "rightmouth")
 # Where CelebA's aligned pictures of 178x218 have them on the average, to about two pixels, as shares of their sides.
 _ALIGNED = ((69, 111), (108, 111), (88, 135), (71, 152), (105, 152))
 ALIGNED = tuple(((x + 0.5) / 178, (y + 0.5) / 218) for x, y in _ALIGNED)
-    ((x + 0.5) / 178, (y + 0.5) / 218) for x, y in ((69, 111), (108, 111), (88, 135), (71, 152), (105, 152))
-)
 
 FACE = (
     "face", "hair", "forehead", "eyes", "nose", "left cheek", "right cheek", "upper lip", "mouth", "chin", "picture",
