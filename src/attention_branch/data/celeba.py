@@ -5,7 +5,7 @@ PATH is the folder of the official downloads, or of torchvision's (all in `celeb
     Img/img_align_celeba/000001.jpg ...      img_align_celeba.zip, unzipped: 202,599 pictures of 178x218
     Anno/list_attr_celeba.txt                line 1: number of pictures; line 2: 40 names; then `000001.jpg -1 1 ...`
     Eval/list_eval_partition.txt             `000001.jpg 0`: 0 train, 1 validation, 2 test
-    Anno/list_landmarks_align_celeba.txt     may be missing. Line 2: lefteye_x lefteye_y ...; then `000001.jpg 69 109 ...`
+    Anno/list_landmarks_align_celeba.txt     if there; line 2: lefteye_x lefteye_y ...; then `000001.jpg 69 109 ...`
 
 Source: Liu, Luo, Wang, Tang, "Deep Learning Face Attributes in the Wild", ICCV 2015, arXiv 1411.7766.
 """
@@ -45,7 +45,7 @@ class FaceSource(FileSource):
         """Return the face's five points (5, 2), x and y."""
         return None if self._points is None else self._points[row].astype(np.float64)
 
-    def size(self, row: int) -> tuple[int, int]:
+    def picture_size(self, row: int) -> tuple[int, int]:
         """Return (height, width) from the file's head, without decoding the picture."""
         with Image.open(self.path(row)) as picture:
             return picture.height, picture.width
@@ -54,7 +54,8 @@ class FaceSource(FileSource):
 def open_celeba(spec: str, *, seed: int, validation: float, test: float) -> DataSet:
     """Open `celeba:PATH`: a head with the classes `no` (-1) and `yes` (1) for each attribute, in the official order.
 
-    The pictures have points (`ImageSet.points`) where the file of landmarks is there. A `UserError` for a copy that is not whole, or damaged.
+    The pictures have points (`ImageSet.points`) where the file of landmarks is there. Raises `UserError` for a copy
+    that is not whole, or damaged.
     """
     folder = data_folder(spec, spec.removeprefix("celeba:"))
     base = next((place for place in (folder / "celeba", folder / "CelebA") if place.is_dir()), folder)

@@ -99,7 +99,7 @@ class Source(ABC):
         """Return the known points (P, 2), float64 x and y, where a pixel's middle has its whole number."""
         return None
 
-    def size(self, row: int) -> tuple[int, int]:
+    def picture_size(self, row: int) -> tuple[int, int]:
         """Return the picture's (height, width) in pixels."""
         picture = self.image(row)
         return picture.height, picture.width
@@ -194,7 +194,7 @@ class ImageSet:
         """
         row = int(self.rows[index])
         points = self.source.points(row)
-        return None if points is None else transform_points(points, preprocessing, self.source.size(row))
+        return None if points is None else transform_points(points, preprocessing, self.source.picture_size(row))
 
     def all_points(self, preprocessing: Preprocessing) -> np.ndarray | None:
         """Return the points of all pictures, float32 (N, P, 2) as `points` gives them; None without any."""

@@ -6,19 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attention_branch.models.face_regions import ALIGNED, POINTS
 from attention_branch.models.small import conv3x3
-
-POINTS = 5
-"""Left eye, right eye, nose, left and right corner of the mouth, as CelebA has them; left is the picture's left."""
-
-
-TYPICAL = ((0.39, 0.51), (0.61, 0.51), (0.50, 0.62), (0.40, 0.70), (0.59, 0.70))
-"""Where an aligned face has its points, in shares of the picture; what a network that has not learned answers."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A square about a mean of the face's points, in units of the distance from the eyes to the mouth."""
+    """A square about a mean of the face's points (by their numbers), in units of the distance from the eyes to the mouth."""
 
     name: str
     points: tuple[int, ...]
@@ -86,14 +80,14 @@ class PointNet(nn.Module):
             inputs = width
         self.layers = nn.Sequential(*layers)
         self.hidden = nn.Linear(inputs * 9, 128)
-        self.points = nn.Linear(128, 2 * POINTS)
+        self.points = nn.Linear(128, 2 * len(POINTS))
         nn.init.zeros_(self.points.weight)
         nn.init.zeros_(self.points.bias)
         self.mean: Tensor
-        self.register_buffer("mean", torch.tensor(TYPICAL))
+        self.register_buffer("mean", torch.tensor(ALIGNED))
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the points (N, 5, 2), x and y in shares of the picture, of normalised images (N, 3, H, W)."""
         small = F.adaptive_avg_pool2d(images, self.SIDE)
         found = self.points(F.relu(self.hidden(self.layers(small).flatten(1))))
-        return self.mean + found.float().unflatten(1, (POINTS, 2))
+        return self.mean + found.float().unflatten(1, (len(POINTS), 2))

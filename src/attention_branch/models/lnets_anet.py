@@ -14,7 +14,7 @@ are computed one by one; the paper's interweaved operation gives the same featur
 """
 
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +58,7 @@ class Cascade(nn.Module):
 class LNetsANet(StagedNetwork):
     """The cascade with its linear classifiers."""
 
-    stages: ClassVar[tuple[str, ...]] = ("lnet-o", "lnet-s", "anet")
+    stages = ("lnet-o", "lnet-s", "anet")
 
     def __init__(self, config: ModelConfig, backbone: Cascade) -> None:
         super().__init__(config, backbone, backbone.num_features)

@@ -14,7 +14,7 @@ what they are:
     grid         the same nine windows of the image itself
 """
 
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -75,9 +75,8 @@ class PartModules(nn.Module):
 class Panda(StagedNetwork):
     """Part networks and a whole image's, with linear classifiers on all their features."""
 
-    stages: ClassVar[tuple[str, ...]] = ("parts",)
-
     def __init__(self, config: ModelConfig, backbone: PartModules) -> None:
+        self.stages = ("lnet", "parts") if backbone.places == "localiser" else ("parts",)
         super().__init__(config, backbone, backbone.num_features)
 
     @property

@@ -11,6 +11,7 @@ from torch import nn
 from attention_branch.errors import UserError, did_you_mean
 from attention_branch.models.alexnet import AlexNetFeatures
 from attention_branch.models.branch import AttentionBranch, LiteStage, StageChoice, copy_stage
+from attention_branch.models.facetracer import FaceTracer
 from attention_branch.models.gate import Construction, GatePlace, Proof, grid_size, locate, output_until, prove
 from attention_branch.models.heads import PERCEPTIONS, prove_shared
 from attention_branch.models.lnets_anet import create_lnets_anet
@@ -24,7 +25,7 @@ from attention_branch.models.vgg import CAM_NETWORKS, create_cam, create_wide_vg
 
 BRANCHES = ("paper", "lite")
 
-ATTRIBUTE_SYSTEMS = ("moon", "lnets-anet", "panda")
+ATTRIBUTE_SYSTEMS = ("facetracer", "panda", "lnets-anet", "moon")
 """Systems for yes/no attributes (`attributes.py`); `moon:NAME` is MOON on another backbone."""
 
 KINDS: dict[str, tuple[str, ...]] = {
@@ -192,6 +193,10 @@ def _attribute_system(config: ModelConfig, pretrained: bool) -> PlainNetwork:
         _complete(plain, backbone)
         config.preprocessing, config.fixed_size = config.preprocessing or plain.preprocessing, plain.fixed_size
         return Moon(config, backbone)
+    if name == "facetracer":
+        if pretrained:
+            raise UserError(f"There are no pretrained weights for '{name}'; leave pretrained out.")
+        return FaceTracer(config)
     heads = len(config.heads or "1")
 
     def make(trunk: str, outputs: int, options: dict[str, Any]) -> nn.Module:

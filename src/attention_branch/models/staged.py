@@ -4,7 +4,7 @@ While a stage is under way (`begin`), the network answers with that stage's own 
 others stand still. In use it answers with the linear classifiers on `features`.
 """
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from attention_branch.models.saving import ModelConfig
 class StagedNetwork(AttributeNetwork):
     """A network of stages. Subclasses give `stages`, `stage_modules`, `stage_scores` and `features`."""
 
-    stages: ClassVar[tuple[str, ...]] = ()
+    stages: tuple[str, ...] = ()
     """The names of the stages that gradients train, in order."""
 
     def __init__(self, config: ModelConfig, backbone: nn.Module, features: int) -> None:

@@ -22,6 +22,7 @@ def make_model(config: TrainConfig, data: DataSet) -> Trainable:
         "pretrained": config.pretrained,
         "class_names": data.class_names,
         "image_size": config.image_size,
+        **_options_for(config.model, data),
         **read_model_options(config.model_options),
     }
     model: Trainable = (
@@ -45,6 +46,17 @@ def make_model(config: TrainConfig, data: DataSet) -> Trainable:
     if data.train is not None:
         tell_frequencies(model, data.train.targets)
     return model.train()
+
+
+def _options_for(name: str, data: DataSet) -> dict[str, Any]:
+    """Return options of a network that depend on the data, where the settings do not say otherwise."""
+    # A network for data that is only described, as for counting its cost, has no pictures to ask.
+    faces = bool(data.point_names) or data.spec.startswith("celeba:")
+    if name == "facetracer":
+        return {"regions": "face" if faces else "grid"}
+    if name == "panda":
+        return {"parts": "landmarks" if faces else "grid"}
+    return {}
 
 
 def tell_frequencies(model: Trainable, targets: Targets) -> None:

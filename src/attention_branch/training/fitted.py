@@ -47,8 +47,36 @@ class Fitter:
     reads: frozenset[str] = frozenset()
 
 
-FITTERS: dict[str, Fitter] = {}
-"""Fitters by the network's name, or by what stands before its colon."""
+def _facetracer(config: TrainConfig, data: DataSet, model: PlainNetwork, stages: Stages) -> None:
+    from attention_branch.training.facetracer import fit_facetracer
+
+    fit_facetracer(config, data, model, stages)
+
+
+def _lnets_anet(config: TrainConfig, data: DataSet, model: PlainNetwork, stages: Stages) -> None:
+    from attention_branch.training.attribute_stages import fit_lnets_anet
+
+    fit_lnets_anet(config, data, model, stages)
+
+
+def _panda(config: TrainConfig, data: DataSet, model: PlainNetwork, stages: Stages) -> None:
+    from attention_branch.training.attribute_stages import fit_panda
+
+    fit_panda(config, data, model, stages)
+
+
+GRADIENTS = frozenset(
+    "epochs batch_size accumulate optimizer lr momentum nesterov weight_decay decay_all gradient_clip schedule "
+    "warmup_epochs milestones gamma label_smoothing mixup cutmix augment ema precision pretrained".split()
+)
+"""Settings that are read where the parts of a system are trained by gradients."""
+
+FITTERS: dict[str, Fitter] = {
+    "facetracer": Fitter(_facetracer),
+    "panda": Fitter(_panda, GRADIENTS),
+    "lnets-anet": Fitter(_lnets_anet, GRADIENTS),
+}
+"""Fitters by the network's name, or by what stands before its colon. Each imports its module when it is called."""
 
 _ALWAYS = FREE_ON_RESUME | {"data", "model", "model_options", "image_size", "resize", "seed", "baseline"}
 

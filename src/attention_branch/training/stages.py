@@ -47,7 +47,7 @@ class Stages:
         path = self.folder / f"{name}.npy"
         if not path.exists():
             with atomic_path(path) as temporary:
-                whole: np.ndarray | None = None
+                whole: np.memmap | None = None
                 begin = 0
                 for block in make():
                     if whole is None:
