@@ -5,13 +5,16 @@ PATH is the folder of the official downloads, or of torchvision's (all in `celeb
     Img/img_align_celeba/000001.jpg ...      img_align_celeba.zip, unzipped: 202,599 pictures of 178x218
     Anno/list_attr_celeba.txt                line 1: number of pictures; line 2: 40 names; then `000001.jpg -1 1 ...`
     Eval/list_eval_partition.txt             `000001.jpg 0`: 0 train, 1 validation, 2 test
+    Anno/list_landmarks_align_celeba.txt     if there; line 2: lefteye_x lefteye_y ...; then `000001.jpg 69 109 ...`
 
 Source: Liu, Luo, Wang, Tang, "Deep Learning Face Attributes in the Wild", ICCV 2015, arXiv 1411.7766.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from attention_branch.data.dataset import DataSet
 from attention_branch.data.folders import FileSource
@@ -22,15 +25,37 @@ from attention_branch.errors import UserError
 IMAGES = {"train": 162_770, "validation": 19_867, "test": 19_962}
 """Pictures in the official splits."""
 ATTRIBUTES = 40
+POINTS = ("lefteye", "righteye", "nose", "leftmouth", "rightmouth")
+"""The points of a face in the official order; left is the picture's left."""
 
 _PAGE = "the page 'Large-scale CelebFaces Attributes (CelebA) Dataset' (CUHK Multimedia Laboratory)"
 _NUMBERS = {"-1": 0, "1": 1}
 
 
+class FaceSource(FileSource):
+    """CelebA's pictures, with five points of each face where their file is there."""
+
+    def __init__(self, root: Path, names: Sequence[str], points: np.ndarray | None) -> None:
+        """Take the names and the points (N, 5, 2), x and y."""
+        super().__init__(root, names)
+        self._points = points
+        self.point_names = POINTS if points is not None else ()
+
+    def points(self, row: int) -> np.ndarray | None:
+        """Return the face's five points (5, 2), x and y."""
+        return None if self._points is None else self._points[row].astype(np.float64)
+
+    def picture_size(self, row: int) -> tuple[int, int]:
+        """Return (height, width) from the file's head, without decoding the picture."""
+        with Image.open(self.path(row)) as picture:
+            return picture.height, picture.width
+
+
 def open_celeba(spec: str, *, seed: int, validation: float, test: float) -> DataSet:
     """Open `celeba:PATH`: a head with the classes `no` (-1) and `yes` (1) for each attribute, in the official order.
 
-    A `UserError` for a copy that is not whole, or damaged.
+    The pictures have points (`ImageSet.points`) where the file of landmarks is there. Raises `UserError` for a copy
+    that is not whole, or damaged.
     """
     folder = data_folder(spec, spec.removeprefix("celeba:"))
     base = next((place for place in (folder / "celeba", folder / "CelebA") if place.is_dir()), folder)
@@ -47,7 +72,7 @@ def open_celeba(spec: str, *, seed: int, validation: float, test: float) -> Data
             "'img_align_celeba.zip' again."
         )
     return assemble(
-        FileSource(pictures, names),
+        FaceSource(pictures, names, _read_points(base, names)),
         {head: values[:, column] for column, head in enumerate(heads)},
         dict.fromkeys(heads, ("no", "yes")),
         given,
@@ -116,6 +141,35 @@ def _read_attributes(file: Path) -> tuple[list[str], list[str], np.ndarray]:
             raise UserError(f"'{file}' line {number} holds {problem}, which is neither -1 nor 1; {again}.") from None
         names.append(name)
     return heads, names, np.frombuffer(bytes(rows), dtype=np.uint8).reshape(len(names), ATTRIBUTES)
+
+
+def _read_points(base: Path, names: list[str]) -> np.ndarray | None:
+    """Return five points of each named picture, int16 (N, 5, 2), or None where their file is not there."""
+    name = "list_landmarks_align_celeba.txt"
+    file = next((place for place in (base / "Anno" / name, base / name) if place.is_file()), None)
+    if file is None:
+        return None
+    again = f"get it again from {_PAGE}, or remove it"
+    lines = _lines(file)
+    wanted = [f"{point}_{axis}" for point in POINTS for axis in "xy"]
+    if len(lines) < 2 or lines[1].split() != wanted:
+        raise UserError(f"'{file}' line 2 is not '{' '.join(wanted)}'; {again}.")
+    found: dict[str, list[int]] = {}
+    for number, line in enumerate(lines[2:], 3):
+        words = line.split()
+        if not words:
+            continue
+        try:
+            values = [int(word) for word in words[1:]]
+        except ValueError:
+            values = []
+        if len(values) != 2 * len(POINTS):
+            raise UserError(f"'{file}' line {number} is no picture and {2 * len(POINTS)} whole numbers; {again}.")
+        found[words[0]] = values
+    missing = [picture for picture in names if picture not in found]
+    if missing:
+        raise UserError(f"'{file}' lacks {len(missing):,} of the pictures ({quoted(missing, 1)}); {again}.")
+    return np.array([found[picture] for picture in names], dtype=np.int16).reshape(len(names), len(POINTS), 2)
 
 
 def _read_partition(file: Path, names: list[str]) -> np.ndarray:

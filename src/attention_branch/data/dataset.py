@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from attention_branch.data.regions import transform_mask
+from attention_branch.data.regions import transform_mask, transform_points
 from attention_branch.errors import UserError
 from attention_branch.models.preprocessing import Preprocessing
 
@@ -92,6 +92,18 @@ class Source(ABC):
         """Return a mask (H, W) uint8 by head, where heads have places of their own."""
         return None
 
+    point_names: tuple[str, ...] = ()
+    """Names of the points that are known in every picture, such as a face's eyes; none unless the data gives them."""
+
+    def points(self, row: int) -> np.ndarray | None:
+        """Return the known points (P, 2), float64 x and y, where a pixel's middle has its whole number."""
+        return None
+
+    def picture_size(self, row: int) -> tuple[int, int]:
+        """Return the picture's (height, width) in pixels."""
+        picture = self.image(row)
+        return picture.height, picture.width
+
     def pixels(self) -> np.ndarray | None:
         """Return all pictures as uint8 (N, H, W, 3), or None when they are not all in memory at one size."""
         return None
@@ -170,6 +182,27 @@ class ImageSet:
         chosen = {head: values[self.rows] for head, values in self._all_targets.items()}
         return chosen if self.multitask else next(iter(chosen.values()))
 
+    @property
+    def point_names(self) -> tuple[str, ...]:
+        """Names of the points that are known in every picture; none unless the data gives them."""
+        return self.source.point_names
+
+    def points(self, index: int, preprocessing: Preprocessing) -> np.ndarray | None:
+        """Return one picture's known points (P, 2), x and y in the pixels of the network's input; None without any.
+
+        A point that the crop leaves out lies outside the input.
+        """
+        row = int(self.rows[index])
+        points = self.source.points(row)
+        return None if points is None else transform_points(points, preprocessing, self.source.picture_size(row))
+
+    def all_points(self, preprocessing: Preprocessing) -> np.ndarray | None:
+        """Return the points of all pictures, float32 (N, P, 2) as `points` gives them; None without any."""
+        if not self.point_names:
+            return None
+        found = [self.points(index, preprocessing) for index in range(len(self))]
+        return np.stack([points for points in found if points is not None]).astype(np.float32)
+
     def subset(self, indices: Sequence[int] | np.ndarray) -> "ImageSet":
         """Return the set of these samples, in this order."""
         rows = self.rows[np.asarray(indices, dtype=np.int64)]
@@ -228,6 +261,11 @@ class DataSet:
     def num_classes(self) -> int | None:
         """The number of classes of single-task data, else None."""
         return None if self.multitask else len(next(iter(self.tasks.values())))
+
+    @property
+    def point_names(self) -> tuple[str, ...]:
+        """Names of the points that are known in every training picture; none unless the data gives them."""
+        return self.train.point_names if self.train is not None else ()
 
     @property
     def class_names(self) -> list[str] | dict[str, list[str]]:

@@ -1,4 +1,4 @@
-"""The true place of an object, carried through the same geometry as the picture."""
+"""The true place of an object, or of points of it, carried through the same geometry as the picture."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,6 +31,15 @@ def transform_mask(
     seen = np.asarray(smooth.image(levels))[..., 0]
     inside = seen >= 128
     return inside if inside.any() or not seen.any() else seen == seen.max()
+
+
+def transform_points(points: np.ndarray, preprocessing: Preprocessing, picture_size: tuple[int, int]) -> np.ndarray:
+    """Return points (P, 2), x and y in a picture of (height, width), in the pixels of the network's input.
+
+    A pixel's middle has its whole number, before and after. Points that are cropped away lie outside the input.
+    """
+    scale, corner = preprocessing.geometry(picture_size)
+    return (np.asarray(points, dtype=np.float64) + 0.5) * scale[::-1] - 0.5 - corner[::-1]
 
 
 def _box_coverage(box: np.ndarray, size: tuple[int, int]) -> np.ndarray:

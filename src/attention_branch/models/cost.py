@@ -25,7 +25,7 @@ def cost(model: Network, size: tuple[int, int] | None = None) -> Cost:
     forward pass; norms, activations and pooling are left out, as is usual.
     """
     height, width = size or model.preprocessing.size
-    device = next(model.parameters()).device
+    device = model.device
     training = model.training
     model.eval()
     try:

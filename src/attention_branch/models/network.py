@@ -68,6 +68,11 @@ class Network(SavedModel):
     def begin_epoch(self, epoch: int) -> None:
         """Be told that an epoch of training begins, counted from 0; for networks whose loss depends on it."""
 
+    @property
+    def device(self) -> torch.device:
+        """Where the network lies."""
+        return next(value.device for values in (self.parameters(), self.buffers()) for value in values)
+
     def _by_head(self, scores: list[Tensor]) -> Scores:
         return scores[0] if self.heads is None else dict(zip(self.heads, scores, strict=True))
 

@@ -47,12 +47,28 @@ class Preprocessing:
         if (picture.height, picture.width) == (height, width) and (self.resize == "squash" or self.crop_pct == 1):
             return picture
         mode = _INTERPOLATION[self.interpolation]
-        if self.resize == "squash":
-            return F.resize(picture, [height, width], interpolation=mode)
-        # The smallest scaling at which the picture covers size / crop_pct in both directions keeps its aspect.
-        scale = max(height / self.crop_pct / picture.height, width / self.crop_pct / picture.width)
-        scaled = [max(height, round(picture.height * scale)), max(width, round(picture.width * scale))]
+        scaled = self._scaled(picture.height, picture.width)
         return F.center_crop(F.resize(picture, scaled, interpolation=mode), [height, width])
+
+    def _scaled(self, tall: int, wide: int) -> list[int]:
+        """Return the (height, width) a picture is scaled to before its centre is cut out."""
+        height, width = self.size
+        if self.resize == "squash":
+            return [height, width]
+        # The smallest scaling at which the picture covers size / crop_pct in both directions keeps its aspect.
+        scale = max(height / self.crop_pct / tall, width / self.crop_pct / wide)
+        return [max(height, round(tall * scale)), max(width, round(wide * scale))]
+
+    def geometry(self, picture_size: tuple[int, int]) -> tuple[tuple[float, float], tuple[int, int]]:
+        """Return what `image` does to a picture of (height, width): its factors, then the corner of what is cut out.
+
+        Both are for (vertical, horizontal); the corner (top, left) is in pixels of the scaled picture.
+        """
+        if picture_size == tuple(self.size) and (self.resize == "squash" or self.crop_pct == 1):
+            return (1.0, 1.0), (0, 0)
+        scaled = self._scaled(*picture_size)
+        top, left = (round((whole - part) / 2.0) for whole, part in zip(scaled, self.size, strict=True))
+        return (scaled[0] / picture_size[0], scaled[1] / picture_size[1]), (top, left)
 
     def tensor(self, picture: Image.Image) -> Tensor:
         """Return an RGB picture as a normalised float32 tensor (3, H, W)."""

@@ -9,12 +9,17 @@ import torch
 from torch import nn
 
 from attention_branch.errors import UserError, did_you_mean
+from attention_branch.models.alexnet import AlexNetFeatures
 from attention_branch.models.branch import MAP_FORMS, AttentionBranch, LiteStage, StageChoice, copy_stage
+from attention_branch.models.facetracer import FaceTracer
 from attention_branch.models.gate import Construction, GatePlace, Proof, grid_size, locate, output_until, prove
 from attention_branch.models.heads import PERCEPTIONS, prove_shared
 from attention_branch.models.interpretable import InterpretableNetwork, read_options
 from attention_branch.models.interpretable_place import insert, smallest_side
+from attention_branch.models.lnets_anet import create_lnets_anet
+from attention_branch.models.moon import Moon, backbone_config
 from attention_branch.models.network import MAP_CONTROLS, MECHANISMS, AttentionBranchNetwork, Network, PlainNetwork
+from attention_branch.models.panda import create_panda
 from attention_branch.models.preprocessing import Preprocessing
 from attention_branch.models.residual_attention import RESIDUAL_ATTENTION, create_residual_attention
 from attention_branch.models.saving import ModelConfig, check_class_names
@@ -23,14 +28,18 @@ from attention_branch.models.vgg import CAM_NETWORKS, create_cam, create_wide_vg
 
 BRANCHES = ("paper", "lite")
 
+ATTRIBUTE_SYSTEMS = ("facetracer", "panda", "lnets-anet", "moon")
+"""Systems for yes/no attributes (`attributes.py`); `moon:NAME` is MOON on another backbone."""
+
 KINDS: dict[str, tuple[str, ...]] = {
     "32-pixel family": tuple(SMALL),
     "CAM's network": CAM_NETWORKS,
     "Residual Attention Network": tuple(RESIDUAL_ATTENTION),
+    "facial attributes system": ATTRIBUTE_SYSTEMS,
 }
 """The networks of this package by kind; all others are timm's."""
 
-ALONE: frozenset[str] = frozenset({"interpretable"})
+ALONE: frozenset[str] = frozenset({"interpretable", *ATTRIBUTE_SYSTEMS})
 """Systems of their own, on which no attention branch is put: names, or what stands before a name's colon."""
 
 
@@ -149,6 +158,8 @@ def _config(
 
 def build(config: ModelConfig, *, pretrained: bool = False) -> Network:
     """Build the network a configuration describes, fill in what its backbone fixes, and prove its gate."""
+    if config.name.partition(":")[0] in ATTRIBUTE_SYSTEMS:
+        return _attribute_system(config, pretrained)
     total = sum(config.heads.values()) if config.heads else int(config.num_classes or 0)
     if config.name.partition(":")[0] == "interpretable":
         return _interpretable(config, pretrained)
@@ -202,6 +213,39 @@ def _interpretable(config: ModelConfig, pretrained: bool) -> InterpretableNetwor
     side = 32 if base.name in SMALL else 64
     config.smallest_side = smallest_side(backbone, torch.zeros(1, 3, side, side))
     return InterpretableNetwork(config, backbone).train()
+
+
+def _attribute_system(config: ModelConfig, pretrained: bool) -> PlainNetwork:
+    """Build a system for yes/no attributes."""
+    name = config.name.partition(":")[0]
+    if name == "moon":
+        plain = backbone_config(config)
+        backbone = _backbone(plain, len(config.heads or "1"), pretrained)
+        _complete(plain, backbone)
+        config.preprocessing, config.fixed_size = config.preprocessing or plain.preprocessing, plain.fixed_size
+        return Moon(config, backbone)
+    if name == "facetracer":
+        if pretrained:
+            raise UserError(f"There are no pretrained weights for '{name}'; leave pretrained out.")
+        return FaceTracer(config)
+    heads = len(config.heads or "1")
+
+    def make(trunk: str, outputs: int, options: dict[str, Any]) -> nn.Module:
+        return _trunk(trunk, outputs, options, config.image_size, pretrained)
+
+    create: dict[str, Any] = {"lnets-anet": create_lnets_anet, "panda": create_panda}
+    model = _call(name, lambda: create[name](config, heads, make, **config.backbone_options))
+    _complete(config, model.backbone)
+    return model
+
+
+def _trunk(
+    name: str, outputs: int, options: dict[str, Any], image_size: tuple[int, int] | None, pretrained: bool
+) -> nn.Module:
+    """Build a backbone that is a part of a system."""
+    if name == "alexnet":
+        return _call(name, lambda: AlexNetFeatures(outputs, pretrained, **options), pretrained)
+    return _backbone(ModelConfig(name=name, image_size=image_size, backbone_options=options), outputs, pretrained)
 
 
 def _backbone(config: ModelConfig, total: int, pretrained: bool) -> nn.Module:

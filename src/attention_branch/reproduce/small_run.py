@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attention_branch.data import ImageSet
 from attention_branch.data.augment import BATCH_AUGMENTATIONS
-from attention_branch.data.resident import ResidentImages
+from attention_branch.data.resident import ResidentImages, stacked_targets
 from attention_branch.data.torchvision_sets import ArraySource
 from attention_branch.errors import UserError
 from attention_branch.files import atomic_path
@@ -20,7 +20,7 @@ from attention_branch.models.cost import cost
 from attention_branch.reproduce import record as records
 from attention_branch.reproduce.arrays import SPLITS, Arrays
 from attention_branch.reproduce.plan import Job
-from attention_branch.training.building import make_model
+from attention_branch.training.building import make_model, tell_frequencies
 from attention_branch.training.fast import EVALUATION_BATCH, FastTrainer
 
 SAVE_EVERY = 60.0
@@ -42,6 +42,8 @@ class SmallRun:
             raise UserError(f"{config.model} takes pictures of {model.preprocessing.size[0]} pixels.")
         self.counted = cost(model)
         train = self._train_images(arrays)
+        labels = stacked_targets(train) if isinstance(train, ImageSet) else train.targets.cpu().numpy()
+        tell_frequencies(model, dict(zip(arrays.tasks, labels.T, strict=True)) if labels.ndim == 2 else labels)
         self.trainer = FastTrainer(config, model, train, device)
         self.splits = {name: ResidentImages(*arrays.split(name), device) for name in SPLITS[1:]}
         # Another image's map must be one of a random class, whatever the order of the split.

@@ -58,12 +58,12 @@ class TrainConfig:
     """Images per optimiser step, counted over all devices, nodes and accumulation pieces together."""
     accumulate: int = 1
     """Pieces a batch is worked off in, one after the other, to save memory. Batch norms see one piece at a time."""
-    optimizer: Literal["sgd", "adamw"] = "adamw"
+    optimizer: Literal["sgd", "adamw", "rmsprop"] = "adamw"
     """Optimiser."""
     lr: float = 1e-3
     """Learning rate at its highest, for the whole batch; it is not rescaled by the number of devices."""
     momentum: float = 0.9
-    """Momentum of sgd; beta1 of adamw."""
+    """Momentum of sgd and rmsprop; beta1 of adamw."""
     nesterov: bool = False
     """Nesterov's form of the momentum (sgd)."""
     weight_decay: float = 0.05

@@ -167,7 +167,7 @@ def draw_maps(network: Trainable, images: ImageSet, columns: int, path: Path, ti
     samples = [images[int(index)] for index in chosen]
     pictures = [network.preprocessing.image(sample.image) for sample in samples]
     batch = torch.stack([network.preprocessing.tensor(sample.image) for sample in samples])
-    device = next(network.parameters()).device
+    device = network.device
     was_training = network.training
     network.eval()
     try:

@@ -4,13 +4,13 @@ import math
 from collections.abc import Callable
 
 from torch import nn
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import SGD, AdamW, Optimizer, RMSprop
 
 from attention_branch.training.config import TrainConfig
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
-    """Return SGD or AdamW over the model's parameters, norms and biases undecayed unless `decay_all`."""
+    """Return SGD, AdamW or RMSprop over the model's parameters, norms and biases undecayed unless `decay_all`."""
     decayed: list[nn.Parameter] = []
     exempt: list[nn.Parameter] = []
     for parameter in model.parameters():
@@ -20,6 +20,8 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
     groups = [{"params": members, "weight_decay": decay} for members, decay in kinds if members]
     if config.optimizer == "sgd":
         return SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
+    if config.optimizer == "rmsprop":
+        return RMSprop(groups, lr=config.lr, momentum=config.momentum)
     # One kernel for all tensors: a step of a small network on the CPU is otherwise hundreds of tiny calls.
     return AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999), fused=_fused(decayed + exempt))
 

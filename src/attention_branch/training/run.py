@@ -51,9 +51,12 @@ from attention_branch.data import DataSet, ImageLoader, make_loader, open_data
 from attention_branch.data.opening import run_name
 from attention_branch.errors import UserError
 from attention_branch.files import write_json
+from attention_branch.models import PlainNetwork
+from attention_branch.models.registry import stands_alone
 from attention_branch.training.building import Trainable, make_model
 from attention_branch.training.checkpoints import CheckpointFiles
 from attention_branch.training.config import TrainConfig, check_resume, check_settings
+from attention_branch.training.fitted import check_fitted, device_of, fit, is_fitted
 from attention_branch.training.journal import CHECKPOINT, Journal, read_metrics
 from attention_branch.training.module import Classifier
 from attention_branch.training.normalization import synchronize_batchnorm
@@ -94,10 +97,12 @@ def train(
     data = data or open_data(config.data, seed=config.seed)
     _check_data(config, data, previous)
     torch.manual_seed(config.seed)
+    if is_fitted(config.model):
+        return _fit_in_stages(config, data, folder, previous, device)
     model = make_model(config, data)
-    trainer, world = _trainer(config, folder, device)
+    trainer, world = make_trainer(config, folder, device)
     _check_processes(config, data, world)
-    loaders = _loaders(config, data, model, trainer)
+    loaders = make_loaders(config, data, model, trainer)
     batches = EpochBatches(loaders[0], config.accumulate)
     batches.trainer = trainer
     journal = Journal(folder, data, config.maps, config.tensorboard)
@@ -121,6 +126,22 @@ def train(
     _fit(trainer, module, batches, loaders[1], checkpoint if config.resume and checkpoint.exists() else None, journal)
     if first:
         _summarize(folder, model, config)
+    return folder
+
+
+def _fit_in_stages(
+    config: TrainConfig, data: DataSet, folder: Path, previous: dict[str, Any] | None, device: str | None
+) -> Path:
+    """Fit a system that Lightning does not train, in the same kind of run folder; one process does it."""
+    check_fitted(config)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(f"'{config.model}' is fitted by one process; start it without torchrun.")
+    chosen = device_of(config, device)
+    model = make_model(config, data)
+    assert isinstance(model, PlainNetwork)
+    _announce(config, data, model, folder, 1)
+    _write_config(config, folder, data, model, previous)
+    fit(config, data, model, folder, chosen)
     return folder
 
 
@@ -181,7 +202,7 @@ def _check_data(config: TrainConfig, data: DataSet, previous: dict[str, Any] | N
         raise UserError("tensorboard is not installed; pip install 'attention-branch[tensorboard]', or leave it out.")
 
 
-def _trainer(config: TrainConfig, folder: Path, device: str | None = None) -> tuple[L.Trainer, int]:
+def make_trainer(config: TrainConfig, folder: Path, device: str | None = None) -> tuple[L.Trainer, int]:
     """Return Lightning's trainer and how many processes there are; `device` is the only one where it is named."""
     if device is not None:
         alone = torch.device(device)
@@ -264,9 +285,10 @@ def _check_processes(config: TrainConfig, data: DataSet, world: int) -> None:
         )
 
 
-def _loaders(
+def make_loaders(
     config: TrainConfig, data: DataSet, model: Trainable, trainer: L.Trainer
 ) -> tuple[ImageLoader, ImageLoader]:
+    """Return the batches of training and of validation."""
     assert data.train is not None
     assert data.validation is not None
     validation = data.validation
@@ -290,6 +312,20 @@ def _loaders(
 def _fit(
     trainer: L.Trainer, module: Classifier, batches: Any, validation: Any, checkpoint: Path | None, journal: Journal
 ) -> None:
+    try:
+        fit_network(trainer, module, batches, validation, checkpoint)
+    except SystemExit:
+        if not journal.interrupted:
+            raise
+        if trainer.is_global_zero:
+            print(f"\nStopped. Continue with: abn train --resume {shlex.quote(str(journal.folder))}", flush=True)
+        raise SystemExit(130) from None
+
+
+def fit_network(
+    trainer: L.Trainer, module: Classifier, batches: Any, validation: Any, checkpoint: Path | None
+) -> None:
+    """Let Lightning train, from a checkpoint where there is one; Ctrl-C ends it with SystemExit."""
     torch.set_float32_matmul_precision("high")
     previous = signal.getsignal(signal.SIGINT)
     try:
@@ -297,12 +333,6 @@ def _fit(
             warnings.simplefilter("ignore", PossibleUserWarning)
             warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec")
             trainer.fit(module, batches, validation, ckpt_path=checkpoint, weights_only=True)
-    except SystemExit:
-        if not journal.interrupted:
-            raise
-        if trainer.is_global_zero:
-            print(f"\nStopped. Continue with: abn train --resume {shlex.quote(str(journal.folder))}", flush=True)
-        raise SystemExit(130) from None
     finally:
         signal.signal(signal.SIGINT, previous)
 
@@ -311,9 +341,10 @@ def _announce(config: TrainConfig, data: DataSet, model: Trainable, folder: Path
     assert data.train is not None
     assert data.validation is not None
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    kind = "" if model.is_abn or stands_alone(config.model) else " without a branch"
     test = f", {len(data.test)} test (not touched)" if data.test else ""
     print(
-        f"{config.model}{'' if model.is_abn else ' without a branch'}, {millions:.3f} M parameters, on {config.data}: "
+        f"{config.model}{kind}, {millions:.3f} M parameters, on {config.data}: "
         f"{len(data.train)} training and {len(data.validation)} validation images{test}; {world} process"
         f"{'es' if world > 1 else ''}; writing to {folder}",
         flush=True,
@@ -338,7 +369,7 @@ def _write_config(
         "resumed": [*previous.get("resumed", []), now] if previous else [],
     }
     if previous:
-        for place in (folder, folder / "checkpoints", folder / "maps"):
+        for place in (folder, folder / "checkpoints", folder / "maps", folder / "stages"):
             for left in place.glob(".*"):  # what a kill left of an unfinished write
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
     write_json(folder / "config.json", record)

@@ -1,0 +1,82 @@
+"""The stages of a system that is not trained in one go: each result is kept, so that a stopped run repeats only one."""
+
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import safetensors.torch
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors import SafetensorError
+from torch import Tensor
+
+from attention_branch.errors import UserError
+from attention_branch.files import atomic_path
+
+Item = TypeVar("Item")
+
+
+class Stages:
+    """Results of stages by name, in the folder `stages/` of a run, and the progress of what is under way."""
+
+    def __init__(self, run: Path, device: str | torch.device = "cpu") -> None:
+        self.folder = run / "stages"
+        self.device = torch.device(device)
+
+    def tensors(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Return a stage's tensors, on the CPU: those that are kept, else what `make` returns, which is then kept."""
+        path = self.folder / f"{name}.safetensors"
+        if path.exists():
+            try:
+                return safetensors.torch.load_file(path)
+            except SafetensorError as problem:
+                raise UserError(
+                    f"'{path}' is damaged ({problem}); remove it, and the stage is done again."
+                ) from problem
+        made = {key: value.detach().cpu().contiguous().clone() for key, value in make().items()}
+        with atomic_path(path) as temporary:
+            safetensors.torch.save_file(made, temporary)
+        return made
+
+    def array(self, name: str, make: Callable[[], Iterable[np.ndarray]], count: int) -> np.ndarray:
+        """Return an array of `count` rows mapped from its file: the kept one, else the blocks of rows `make` yields."""
+        path = self.folder / f"{name}.npy"
+        if not path.exists():
+            with atomic_path(path) as temporary:
+                whole: np.memmap | None = None
+                begin = 0
+                for block in make():
+                    if whole is None:
+                        shape = (count, *block.shape[1:])
+                        whole = np.lib.format.open_memmap(temporary, mode="w+", dtype=block.dtype, shape=shape)
+                    whole[begin : begin + len(block)] = block
+                    begin += len(block)
+                assert whole is not None
+                assert begin == count
+                whole.flush()
+        try:
+            return np.load(path, mmap_mode="r")
+        except ValueError as problem:
+            raise UserError(f"'{path}' is damaged ({problem}); remove it, and the stage is done again.") from problem
+
+    def say(self, text: str) -> None:
+        """Print what is being done."""
+        print(text, flush=True)
+
+    def through(self, items: Iterable[Item], title: str, total: int) -> Iterator[Item]:
+        """Yield items, with a bar on a terminal."""
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        console = Console(stderr=True)
+        with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
+            task = bar.add_task(title, total=total)
+            for item in items:
+                yield item
+                bar.advance(task)
+
+    def clear(self) -> None:
+        """Remove what was kept, once the run is whole."""
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,0 +1,117 @@
+"""Linear support vector machines for yes/no heads (scikit-learn), as weights that a network takes over."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+COSTS = (0.1, 1.0, 10.0)
+"""Values of C that are tried, for features scaled so that their mean squared length is one."""
+
+LARGE = 100_000_000
+"""Numbers in the features above which stochastic gradient descent takes the place of liblinear."""
+
+
+@dataclass(frozen=True)
+class LinearSvms:
+    """One linear classifier a head: score = weight (T, D) times the features as they came, plus bias (T,).
+
+    `costs` holds the chosen C, and `accuracies` the share of right answers on validation; both are NaN for a head that
+    has one class only and is answered by it.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    costs: tuple[float, ...]
+    accuracies: tuple[float, ...]
+
+
+def fit_svms(
+    features: np.ndarray,
+    targets: np.ndarray,
+    validation_features: np.ndarray,
+    validation_targets: np.ndarray,
+    *,
+    costs: Sequence[float] = COSTS,
+    seed: int = 0,
+    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> LinearSvms:
+    """Fit a linear SVM a head on features (N, D) and targets (N, T) of 0, 1 or -1 (missing).
+
+    C is the one of `costs` with the highest accuracy on validation, the smallest of equals; without validation labels
+    of a head the middle one. Features are standardised by the training's mean and deviation, and the weights are those
+    for the features as they came. `progress` wraps the loop over heads.
+    """
+    scaling = Scaling.of(features)
+    scaled, checked = scaling(features), scaling(validation_features)
+    found = []
+    for head in progress(range(targets.shape[1])):
+        found.append(_fit_head(scaled, targets[:, head], checked, validation_targets[:, head], costs, seed))
+    weight = np.stack([one[0] for one in found]) / scaling.deviation
+    bias = np.array([one[1] for one in found]) - weight @ scaling.mean
+    return LinearSvms(
+        torch.from_numpy(weight).float(),
+        torch.from_numpy(bias).float(),
+        tuple(one[2] for one in found),
+        tuple(one[3] for one in found),
+    )
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Takes the mean off features and divides them, so that their mean squared length is one; a constant stays zero."""
+
+    mean: np.ndarray
+    deviation: np.ndarray
+
+    @classmethod
+    def of(cls, features: np.ndarray) -> "Scaling":
+        """Return the scaling of features (N, D), in float64."""
+        mean = features.mean(0, dtype=np.float64)
+        deviation = features.std(0, dtype=np.float64)
+        deviation = np.where(deviation > 1e-6 * (1 + np.abs(mean)), deviation, np.inf)
+        return cls(mean, deviation * np.sqrt(features.shape[1]))
+
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        """Return scaled features, float32 (N, D)."""
+        return ((features - self.mean) / self.deviation).astype(np.float32)
+
+
+def _fit_head(
+    features: np.ndarray,
+    target: np.ndarray,
+    checked: np.ndarray,
+    truth: np.ndarray,
+    costs: Sequence[float],
+    seed: int,
+) -> tuple[np.ndarray, float, float, float]:
+    """Return weights, bias, C and validation accuracy of one head."""
+    known, seen = target >= 0, truth >= 0
+    classes = np.unique(target[known])
+    if len(classes) < 2:
+        answer = float(2 * classes[0] - 1) if len(classes) else -1.0
+        return np.zeros(features.shape[1]), answer, float("nan"), float("nan")
+    mine = features if known.all() else features[known]
+    tried = costs if seen.any() else (costs[len(costs) // 2],)
+    best: tuple[np.ndarray, float, float, float] | None = None
+    for cost in tried:
+        machine = _machine(cost, mine, seed).fit(mine, target[known])
+        weight, bias = machine.coef_[0].astype(np.float64), float(machine.intercept_[0])
+        right = float(((checked[seen] @ weight + bias > 0) == truth[seen]).mean()) if seen.any() else float("nan")
+        if best is None or right > best[3]:
+            best = weight, bias, cost, right
+    assert best is not None
+    return best
+
+
+def _machine(cost: float, features: np.ndarray, seed: int) -> Any:
+    from sklearn.linear_model import SGDClassifier
+    from sklearn.svm import LinearSVC
+
+    if features.size <= LARGE:
+        # The bias is one more weight there and shrinks with the others; scaled up, it hardly does.
+        return LinearSVC(C=cost, dual="auto", intercept_scaling=10.0, max_iter=5000, random_state=seed)
+    return SGDClassifier(alpha=1 / (cost * len(features)), average=True, random_state=seed)
