@@ -127,8 +127,8 @@ def main() -> None:
             cases.append({"system": name, **described, **found})
             record["cases"] = cases
             write_json(path, record)
-            print(json.dumps({"system": name, "seed": seed, **{k: v for k, v in found.items() if isinstance(v, float)}}),
-                  flush=True)  # fmt: skip
+            numbers = {key: value for key, value in found.items() if isinstance(value, float)}
+            print(json.dumps({"system": name, "seed": seed, **numbers}), flush=True)
     print(f"Written to {path}")
 
 

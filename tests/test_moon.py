@@ -140,8 +140,8 @@ def write_marks(root: Path, count: int = 60) -> Path:
 def test_it_is_trained_saved_and_evaluated_as_any_network(tmp_path):
     data = write_marks(tmp_path / "marks")
     config = TrainConfig(
-        data=str(data), model="moon:resnet14", out=str(tmp_path / "run"), epochs=6, batch_size=14, lr=3e-3, augment="none",
-        image_size=32, accelerator="cpu", workers=0, maps=0, weight_decay=0.0,
+        data=str(data), model="moon:resnet14", out=str(tmp_path / "run"), epochs=4, batch_size=14, lr=3e-3,
+        weight_decay=0.0, image_size=32, augment="none", accelerator="cpu", workers=0, maps=0,
     )  # fmt: skip
     run = train(config)
     record = json.loads((run / "config.json").read_text())
