@@ -148,7 +148,7 @@ def boosted(verdicts: np.ndarray, target: np.ndarray, rounds: int) -> list[int]:
         errors[picked] = np.inf
         best = int(errors.argmin())
         error = float(errors[best])
-        if error >= 0.5:
+        if error > 0.5 - 1e-9:
             break
         picked.append(best)
         if error <= 0:
