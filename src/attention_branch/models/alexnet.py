@@ -1,4 +1,4 @@
-"""AlexNet's five convolutions with an average and one linear layer behind them: LNet's own network, small and coarse."""
+"""AlexNet's five convolutions with an average and one linear layer behind them, LNet's network."""
 
 from typing import Any
 

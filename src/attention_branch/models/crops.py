@@ -40,7 +40,7 @@ def within(outer: Tensor, inner: Tensor) -> Tensor:
 
 
 def enlarged(boxes: Tensor, factor: float) -> Tensor:
-    """Return boxes (N, 4) with sides `factor` times as long about their centres, moved and cut to lie in the picture."""
+    """Return boxes (N, 4) with sides `factor` times as long about their centres, moved to lie in the picture."""
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2
     half = ((boxes[:, 2:] - boxes[:, :2]) * factor).clamp(max=1) / 2
     centre = torch.minimum(torch.maximum(centre, half), 1 - half)

@@ -12,7 +12,7 @@ from attention_branch.models.small import conv3x3
 
 @dataclass(frozen=True)
 class Part:
-    """A square about a mean of the face's points (by their numbers), in units of the distance from the eyes to the mouth."""
+    """A square about a mean of the face's points (their numbers), in units of the distance from eyes to mouth."""
 
     name: str
     points: tuple[int, ...]

@@ -74,9 +74,9 @@ def best_window(response: Tensor, threshold: float = THRESHOLD) -> Tensor:
 class LNet(nn.Module):
     """A backbone with an output for each attribute, read for where it responds."""
 
-    def __init__(self, trunk: nn.Module, name: str) -> None:
+    def __init__(self, trunk: Any, name: str) -> None:
         super().__init__()
-        self.trunk: Any = trunk
+        self.trunk = trunk
         example = torch.zeros(1, *self.trunk.pretrained_cfg["input_size"])
         training = trunk.training
         with torch.no_grad():
@@ -84,8 +84,8 @@ class LNet(nn.Module):
         trunk.train(training)
         if not isinstance(features, Tensor) or layout_of(trunk, features)[0] != "NCHW":
             raise UserError(
-                f"'{name}' cannot localise: its last features are no grid of channels (N, C, h, w); use a convolutional "
-                "network, such as resnet18."
+                f"'{name}' cannot localise: its last features are no grid of channels (N, C, h, w); use a "
+                "convolutional network, such as resnet18."
             )
 
     def forward(self, images: Tensor) -> Tensor:

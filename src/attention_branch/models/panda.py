@@ -58,18 +58,18 @@ class PartModules(nn.Module):
     """What finds the parts, the part networks, and the whole image's network."""
 
     def __init__(
-        self, places: str, parts: PartNetworks, whole: nn.Module, points: PointNet | None, lnet: LNet | None
+        self, places: str, parts: PartNetworks, whole: Any, points: PointNet | None, lnet: LNet | None
     ) -> None:
         super().__init__()
         self.places = places
+        self.num_features: int = parts.parts * parts.num_features + int(whole.num_features)
         if points is not None:
             self.points = points
         if lnet is not None:
             self.lnet = lnet
         self.parts = parts
-        self.whole: Any = whole
-        self.pretrained_cfg = self.default_cfg = dict(self.whole.pretrained_cfg)
-        self.num_features = parts.parts * parts.num_features + self.whole.num_features
+        self.whole = whole
+        self.pretrained_cfg = self.default_cfg = dict(whole.pretrained_cfg)
 
 
 class Panda(StagedNetwork):
@@ -77,7 +77,7 @@ class Panda(StagedNetwork):
 
     def __init__(self, config: ModelConfig, backbone: PartModules) -> None:
         self.stages = ("lnet", "parts") if backbone.places == "localiser" else ("parts",)
-        super().__init__(config, backbone, backbone.num_features)
+        super().__init__(config, backbone, int(backbone.num_features))
 
     @property
     def part_names(self) -> tuple[str, ...]:

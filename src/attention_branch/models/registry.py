@@ -234,7 +234,7 @@ def _attribute_system(config: ModelConfig, pretrained: bool) -> PlainNetwork:
         return _trunk(trunk, outputs, options, config.image_size, pretrained)
 
     create: dict[str, Any] = {"lnets-anet": create_lnets_anet, "panda": create_panda}
-    model = _call(name, lambda: create[name](config, heads, make, **config.backbone_options))
+    model: Any = _call(name, lambda: create[name](config, heads, make, **config.backbone_options))
     _complete(config, model.backbone)
     return model
 

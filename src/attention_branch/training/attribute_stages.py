@@ -155,7 +155,13 @@ def train_points(config: TrainConfig, data: DataSet, model: Panda, stages: Stage
     generator = torch.Generator().manual_seed(config.seed)
     optimizer = torch.optim.AdamW(network.parameters(), lr=POINT_RATE)
     loader = make_loader(
-        data.train, model.preprocessing, POINT_BATCH, train=True, augment="none", seed=config.seed, workers=config.workers
+        data.train,
+        model.preprocessing,
+        POINT_BATCH,
+        train=True,
+        augment="none",
+        seed=config.seed,
+        workers=config.workers,
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, POINT_EPOCHS * len(loader))
     for epoch in stages.through(range(POINT_EPOCHS), "points of faces", POINT_EPOCHS):

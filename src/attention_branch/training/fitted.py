@@ -66,9 +66,12 @@ def _panda(config: TrainConfig, data: DataSet, model: PlainNetwork, stages: Stag
 
 
 GRADIENTS = frozenset(
-    "epochs batch_size accumulate optimizer lr momentum nesterov weight_decay decay_all gradient_clip schedule "
-    "warmup_epochs milestones gamma label_smoothing mixup cutmix augment ema precision pretrained".split()
-)
+    {
+        "epochs", "batch_size", "accumulate", "optimizer", "lr", "momentum", "nesterov", "weight_decay", "decay_all",
+        "gradient_clip", "schedule", "warmup_epochs", "milestones", "gamma", "label_smoothing", "mixup", "cutmix",
+        "augment", "ema", "precision", "pretrained",
+    }
+)  # fmt: skip
 """Settings that are read where the parts of a system are trained by gradients."""
 
 FITTERS: dict[str, Fitter] = {

@@ -322,9 +322,7 @@ def _fit(
         raise SystemExit(130) from None
 
 
-def fit_network(
-    trainer: L.Trainer, module: Classifier, batches: Any, validation: Any, checkpoint: Path | None
-) -> None:
+def fit_network(trainer: L.Trainer, module: Classifier, batches: Any, validation: Any, checkpoint: Path | None) -> None:
     """Let Lightning train, from a checkpoint where there is one; Ctrl-C ends it with SystemExit."""
     torch.set_float32_matmul_precision("high")
     previous = signal.getsignal(signal.SIGINT)
