@@ -59,7 +59,7 @@ def strip(
             y += height + 2
         exact = map_values(values, *pictures[column].size)
         for text in (labels[column], f"map {number(exact.min())} to {number(exact.max())}"):
-            draw.text((x, y + 1), _fitted(text, width, font), fill="#1c2430", font=font)
+            draw.text((x, y + 1), fitted(text, width, font), fill="#1c2430", font=font)
             y += _LINE
     path = Path(path)
     with atomic_path(path) as temporary:
@@ -67,7 +67,8 @@ def strip(
     return path
 
 
-def _fitted(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+def fitted(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """Return a text cut to a width in pixels, an ellipsis in the place of what is left out."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:

@@ -89,6 +89,16 @@ class TrainConfig:
     """Alpha of cutmix's Beta distribution; 0 is off."""
     augment: str = "flip"
     """Random changes of a training image: none, flip, pad-crop-flip, random-resized-crop, ..."""
+    guided: Literal["none", "crop", "drop", "cutmix"] = "none"
+    """Change training images where the attention map points: zoom on the attended box, erase it, or paste it into
+    another image and mix the labels by attention. Needs an attention branch."""
+    guided_share: float = 0.25
+    """Share of the images that guided changes; each costs a pass without gradients that makes its map."""
+    guided_threshold: float = 0.5
+    """Part of a map's own range above which a place is attended to, for guided."""
+    guided_by: Literal["running", "ema", "random"] = "running"
+    """Whose maps guide: the network's as it is, or those of its running average (needs ema). random is the control:
+    boxes of the running maps' sizes at random places, labels mixed by area."""
     ema: float | None = None
     """Decay of a running average of the weights, such as 0.999. When on, the average is what is evaluated and saved."""
 
@@ -171,8 +181,33 @@ def check_settings(config: TrainConfig) -> None:
         raise UserError(f"map_control is {config.map_control}, but {what}; leave one of them out.")
     if config.map_form == "sum-log" and config.baseline:
         raise UserError("map_form is sum-log, but baseline has no map; leave one of them out.")
+    _check_guided(config)
     if config.resume and config.out and Path(config.resume).resolve() != Path(config.out).resolve():
         raise UserError(f"A continued run writes to its own folder '{config.resume}'; leave out '{config.out}'.")
+
+
+def _check_guided(config: TrainConfig) -> None:
+    if config.guided == "none":
+        plain = TrainConfig()
+        for name in ("guided_by", "guided_share", "guided_threshold"):
+            if getattr(config, name) != getattr(plain, name):
+                raise UserError(f"{name} is {getattr(config, name)}, but nothing is guided; add --guided crop, or so.")
+        return
+    if not 0 < config.guided_share <= 1:
+        raise UserError(f"guided_share is {config.guided_share}; it must be above 0 and at most 1.")
+    if not 0 < config.guided_threshold < 1:
+        raise UserError(f"guided_threshold is {config.guided_threshold}; it must be between 0 and 1.")
+    if config.baseline or config.map_control != "own":
+        what = "baseline has no map" if config.baseline else f"map_control {config.map_control} has none of its own"
+        raise UserError(f"guided is {config.guided}, but {what}; leave one of them out.")
+    if config.guided_by == "ema" and not config.ema:
+        raise UserError("guided_by is ema, but there is no average of the weights; add --ema 0.999, for instance.")
+    if config.guided == "cutmix" and (config.mixup > 0 or config.cutmix > 0):
+        name = "mixup" if config.mixup > 0 else "cutmix"
+        raise UserError(
+            f"guided cutmix and {name} would both mix the labels; leave one of them out (guided crop and drop go "
+            f"together with {name})."
+        )
 
 
 def read_model_options(options: tuple[str, ...]) -> dict[str, Any]:

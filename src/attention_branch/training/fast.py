@@ -24,7 +24,8 @@ from attention_branch.training.averaging import RunningAverage
 from attention_branch.training.building import Trainable
 from attention_branch.training.capture import captured_step
 from attention_branch.training.config import TrainConfig
-from attention_branch.training.mixing import Mixed, Targets, mix, mixed_loss
+from attention_branch.training.guided import guide_batch, make_guide, mix_guided
+from attention_branch.training.mixing import Mixed, Targets, mixed_loss
 from attention_branch.training.optimization import make_optimizer, rate_factor
 from attention_branch.training.streams import RunStream
 
@@ -79,6 +80,8 @@ class FastTrainer:
         # A mixed batch has a share and partners of its own. With more heads than go through at once activations are
         # computed again, from the random numbers' state, which cannot be read inside of a capture.
         obstacle = "mixes batches" if mixes else ""
+        if self.config.guided != "none":
+            obstacle = obstacle or "changes images by maps that another pass makes"
         if isinstance(model, AttentionBranchNetwork) and len(model.sizes) > model.task_chunk:
             obstacle = obstacle or f"computes the activations of {len(model.sizes)} heads again"
         if self.device.type != "cuda":
@@ -119,6 +122,7 @@ class FastTrainer:
         self._factor = rate_factor(config, self.steps_per_epoch)
         self.optimizer = self._make_optimizer()
         self.average = RunningAverage(self.model, config.ema) if config.ema else None
+        self.guide = make_guide(config, self.model, self.average.module if self.average is not None else None)
         if config.compile:
             self.model.compile()
         # Sums over an epoch: attention loss, perception loss, right answers of both branches, and of the steps whose
@@ -303,7 +307,9 @@ class FastTrainer:
         pictures, targets = next(self._batches)
         self._seed(self.steps_inside)  # a graph's dropout reads the seed when it is replayed
         images = self._normalized(pictures)
-        mixed = mix(images, self._by_head(targets), self.config.mixup, self.config.cutmix)
+        with self._autocast():
+            guided = guide_batch(self.guide, images, self._by_head(targets))
+        mixed = mix_guided(guided, self.config)
         rate = self.config.lr * self._factor(self.step)
         for group in self.optimizer.param_groups:
             if isinstance(group["lr"], Tensor):

@@ -13,12 +13,15 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
 from attention_branch.data import DataSet, ImageSet
+from attention_branch.data.dataset import Sample
 from attention_branch.errors import UserError
 from attention_branch.files import append_text, json_line, read_json_lines, write_text
 from attention_branch.metrics import collapse_alarm
 from attention_branch.models import ABNOutput
+from attention_branch.report.guided_strip import guided_strip
 from attention_branch.report.strip import strip
 from attention_branch.training.building import Trainable
+from attention_branch.training.guided import Guide
 from attention_branch.training.module import Classifier
 from attention_branch.training.optimization import rate_factor
 
@@ -129,6 +132,9 @@ class Journal(Checkpoint):
         network = module.evaluated
         title = f"epoch {epoch + 1}, validation accuracy {line['validation_accuracy']:.1%}"
         draw_maps(network, self.data.validation, self.columns, self.folder / "maps" / f"epoch-{epoch:03d}.png", title)
+        if module.guide is not None:
+            path = self.folder / "guided" / f"epoch-{epoch:03d}.png"
+            draw_guided(module.guide, network, self.data.validation, self.columns, path, title)
 
     def _say(self, trainer: L.Trainer, line: dict[str, Any]) -> None:
         if self.writer is not None:
@@ -161,10 +167,7 @@ def draw_maps(network: Trainable, images: ImageSet, columns: int, path: Path, ti
     """Draw the maps of a fixed handful of images; one column an image and head."""
     heads = list(network.heads) if network.heads else [""]
     shown = heads[:columns]
-    count = min(len(images), max(1, columns // len(shown)))
-    # Drawn once and for all from the set's size: even distances would fall in step with sets whose classes alternate.
-    chosen = np.sort(np.random.default_rng(0).permutation(len(images))[:count])
-    samples = [images[int(index)] for index in chosen]
+    samples = _handful(images, max(1, columns // len(shown)))
     pictures = [network.preprocessing.image(sample.image) for sample in samples]
     batch = torch.stack([network.preprocessing.tensor(sample.image) for sample in samples])
     device = network.device
@@ -186,6 +189,25 @@ def draw_maps(network: Trainable, images: ImageSet, columns: int, path: Path, ti
             labels.append(f"{head} {name}".strip())
             repeated.append(pictures[row])
     strip(repeated, torch.stack(maps), labels, path, title=title, value_range=network.map_range)
+
+
+def draw_guided(guide: Guide, network: Trainable, images: ImageSet, columns: int, path: Path, title: str) -> None:
+    """Draw what the guide makes of a fixed handful of images."""
+    samples = _handful(images, columns)
+    batch = torch.stack([network.preprocessing.tensor(sample.image) for sample in samples])
+    found = guide.changed(batch.to(next(network.parameters()).device))
+    plain, changed = (network.preprocessing.denormalize(each).float().cpu() for each in (batch, found.images))
+    share = None if found.share is None else found.share.cpu()
+    guided_strip(plain, found.maps.cpu(), found.boxes.cpu(), changed, path, share=share, title=title)
+
+
+def _handful(images: ImageSet, count: int) -> list[Sample]:
+    """Return some images, drawn once and for all from the set's size.
+
+    Even distances would fall in step with sets whose classes alternate.
+    """
+    chosen = np.sort(np.random.default_rng(0).permutation(len(images))[:count])
+    return [images[int(index)] for index in chosen]
 
 
 def cut_metrics(folder: Path, epoch: int) -> None:

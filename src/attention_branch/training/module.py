@@ -14,7 +14,8 @@ from attention_branch.errors import UserError
 from attention_branch.models import ABNOutput, abn_loss
 from attention_branch.training.building import Trainable
 from attention_branch.training.config import TrainConfig
-from attention_branch.training.mixing import gather, mix, mixed_loss
+from attention_branch.training.guided import guide_batch, make_guide, mix_guided
+from attention_branch.training.mixing import gather, mixed_loss
 from attention_branch.training.normalization import average_buffers
 from attention_branch.training.optimization import make_optimizer, rate_factor
 from attention_branch.training.tally import Tally
@@ -37,6 +38,7 @@ class Classifier(L.LightningModule):
         super().__init__()
         self.model, self.config, self.steps_per_epoch, self.gather = model, config, steps_per_epoch, gather
         self.average = ModelEmaV3(model, decay=config.ema, use_warmup=True) if config.ema else None
+        self.guide = make_guide(config, model, self.average.module if self.average is not None else None)
         if config.compile:
             model.compile()
         self.train_tally, self.validation_tally = Tally(), Tally()
@@ -73,10 +75,14 @@ class Classifier(L.LightningModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return L of one piece of a batch, mixed and smoothed as the settings say."""
         # Each step is seeded by its number: what it draws depends neither on the steps before nor on a resume. Mixing
-        # draws the same on all processes, dropout does not.
-        self._seed(batch_idx)
-        mixed = mix(batch["images"], batch["targets"], self.config.mixup, self.config.cutmix)
-        if self.trainer.world_size > 1:
+        # draws the same on all processes, a guide and dropout do not.
+        several = self.trainer.world_size > 1
+        self._seed(batch_idx, *((self.global_rank, 1) if several else ()))
+        guided = guide_batch(self.guide, batch["images"], batch["targets"])
+        if several:
+            self._seed(batch_idx)
+        mixed = mix_guided(guided, self.config)
+        if several:
             self._seed(batch_idx, self.global_rank)
         output = self.model(mixed.images)
         if self.gather:
