@@ -116,6 +116,12 @@ def note_on(number: Published) -> str | None:
 CONSTRUCTED = {"table3": ("resnet20", "two-level"), "table4": ("resnet20", "mosaics")}
 """Networks and data of our own construction for tables whose data is not at hand."""
 
+EQUAL_COST = ("plain", "wider-multiply-adds", "none", "residual", "product")
+"""The arms that tell whether attention drops interfering features, or its cost or its second loss helps."""
+
+DISTRACTED = (("resnet14", "digits-distracted"), ("resnet14", "digits-alone"), ("resnet20", "mosaics-target"))
+"""Networks and data of the study of distractors."""
+
 BESIDE = {"table1": "cifar10"}
 """Data that a table's networks are run on too, without a published number: a second look at the same question."""
 
@@ -130,9 +136,11 @@ FIGURES = {
 
 
 def cells_for(what: str) -> list[Cell]:
-    """Return all cells of a table, figure or of `digits`, every arm of every network."""
+    """Return all cells of a table, a figure or a study of ours, every arm of every network; `distractors` has five."""
     if what in FIGURES:
         return [Cell(network, role, arm) for network, role, arms in FIGURES[what] for arm in arms]
+    if what == "distractors":
+        return [Cell(network, role, arm) for network, role in DISTRACTED for arm in EQUAL_COST]
     if what == "digits":
         pairs = {("resnet14", "digits"): None}
     else:

@@ -19,7 +19,10 @@ from attention_branch.training.config import read_model_options
 LARGE = ("imagenet", "compcars", "celeba")
 """Roles whose pictures are read from their files, batch by batch."""
 
-_OWN = {"digits": "digits-study", "two-level": "constructed", "mosaics": "constructed"}
+_OWN = {
+    **dict.fromkeys(("digits", "digits-distracted", "digits-alone"), "digits-study"),
+    **dict.fromkeys(("two-level", "mosaics", "mosaics-target"), "constructed"),
+}
 OWN_RECIPES = frozenset(_OWN.values())
 """Recipes for data of our own construction, of which nothing was published."""
 
