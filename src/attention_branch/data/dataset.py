@@ -25,6 +25,7 @@ class Sample:
     `target` is a class number, or one per head; -1 means that the label is missing. `index` counts within the set.
     `mask` (H, W) uint8 is 1 on the object; `box` is (x0, y0, x1, y1). Both are in the pixels of `image`. Where each
     head has a place of its own, `masks` holds a mask by head; a head whose object is not in the picture has none.
+    `distractor` (H, W) uint8 is 1 where the picture shows what is known to say nothing of the class.
     """
 
     image: Image.Image
@@ -34,6 +35,7 @@ class Sample:
     mask: np.ndarray | None = None
     box: Box | None = None
     masks: dict[str, np.ndarray] | None = None
+    distractor: np.ndarray | None = None
 
     def region(self, preprocessing: Preprocessing, head: str | None = None) -> np.ndarray | None:
         """Return the object's true place as a bool mask (H, W) at the network's size, or None when it is not known.
@@ -47,6 +49,10 @@ class Sample:
         if self.box is not None:
             return transform_mask(self.box, preprocessing, (self.image.height, self.image.width))
         return None
+
+    def distractor_region(self, preprocessing: Preprocessing) -> np.ndarray | None:
+        """Return the distractor's place as a bool mask (H, W) at the network's size, None where there is none."""
+        return None if self.distractor is None else transform_mask(self.distractor, preprocessing)
 
     def head_regions(self, preprocessing: Preprocessing) -> dict[str, np.ndarray]:
         """Return each head's true place, as `region` does, where heads have places of their own; else nothing."""
@@ -86,6 +92,10 @@ class Source(ABC):
 
     def box(self, row: int) -> Box | None:
         """Return the object's box (x0, y0, x1, y1) in pixels, if there is one."""
+        return None
+
+    def distractor(self, row: int) -> np.ndarray | None:
+        """Return a mask (H, W) uint8 of what is known to say nothing of the class, if there is any."""
         return None
 
     def head_masks(self, row: int) -> dict[str, np.ndarray] | None:
@@ -153,6 +163,7 @@ class ImageSet:
             mask=self.source.mask(row),
             box=self.source.box(row),
             masks=self.source.head_masks(row),
+            distractor=self.source.distractor(row),
         )
 
     def __iter__(self) -> Iterator[Sample]:

@@ -3,7 +3,8 @@
 scikit-learn's 8x8 digit scans are scaled smoothly to 14..22 pixels and pasted at a random place, size and colour on
 64x64 crops of its two sample photos. The splits share neither scans nor photo regions, whatever the seed. Every
 picture is a pure function of (seed, split, index), so nothing is stored or downloaded. A mark that gives the class away
-can be added (`attention_branch.data.marks`); it changes no other pixel.
+can be added (`attention_branch.data.marks`), or a second sign that says nothing of it
+(`attention_branch.data.distractors`); neither changes any other pixel.
 """
 
 from functools import cache
@@ -14,12 +15,13 @@ from scipy.ndimage import uniform_filter
 from sklearn.datasets import load_digits, load_sample_images
 
 from attention_branch.data.dataset import SPLITS, DataSet, ImageSet, Source
+from attention_branch.data.distractors import KINDS, Distractor
+from attention_branch.data.glyphs import HEIGHTS, Glyph, paint, scaled_glyph, smooth_glyph
 from attention_branch.data.marks import CODES, TELLS, Mark
 from attention_branch.errors import UserError, did_you_mean
 
 SIDE = 64
 SIZES = {"train": 8000, "validation": 1000, "test": 2000}
-HEIGHTS = (14, 22)
 CLASS_NAMES = tuple("0123456789")
 # Mean and standard deviation of the default training pictures (seed 0), per channel on the [0, 1] scale.
 NORMALIZATION = ((0.463, 0.390, 0.322), (0.290, 0.258, 0.263))
@@ -32,17 +34,13 @@ _REGIONS = {
     "validation": ((0, 427, 330, 430), (215, 290, 0, 640)),
     "test": ((0, 427, 430, 640), (290, 427, 0, 640)),
 }
-# A pixel belongs to the digit from this opacity on.
-_INK = 0.45
 # A crop counts as cluttered when its grey levels step by this many levels between neighbours on average.
 _LEAST_CLUTTER = 6.0
-# A digit's colour lies this far (Euclidean, RGB in [0, 1]) from the mean colour behind it when one of the draws does.
-_LEAST_CONTRAST, _COLOUR_DRAWS = 0.65, 6
-_MARK_OPTIONS = {"mark": CODES, "test-mark": TELLS}
+_OPTIONS = {"mark": CODES, "test-mark": TELLS, "distractor": KINDS, "test-distractor": KINDS}
 
 
 @cache
-def _glyphs(split: str) -> tuple[tuple[tuple[Image.Image, tuple[int, int, int, int]], ...], ...]:
+def _glyphs(split: str) -> tuple[tuple[Glyph, ...], ...]:
     """Return the digits of one split by class: each a smooth opacity picture and the box of its ink in it."""
     bunch = load_digits()
     order = np.random.default_rng(0).permutation(len(bunch.target))
@@ -51,18 +49,8 @@ def _glyphs(split: str) -> tuple[tuple[tuple[Image.Image, tuple[int, int, int, i
     for label in range(10):
         mine = order[bunch.target[order] == label]
         cuts = [0, *(int(len(mine) * cut) for cut in _SCAN_CUTS), len(mine)]
-        classes.append(tuple(_smooth(bunch.images[scan]) for scan in mine[cuts[part] : cuts[part + 1]]))
+        classes.append(tuple(smooth_glyph(bunch.images[scan]) for scan in mine[cuts[part] : cuts[part + 1]]))
     return tuple(classes)
-
-
-def _smooth(scan: np.ndarray) -> tuple[Image.Image, tuple[int, int, int, int]]:
-    """Scale an 8x8 scan (values 0..16) smoothly to 8 pixels a cell, empty cells around it, strokes opaque."""
-    cells = np.pad(np.round(scan / scan.max() * 255).astype(np.uint8), 2)
-    large = Image.fromarray(cells).resize((8 * cells.shape[1], 8 * cells.shape[0]), Image.Resampling.BICUBIC)
-    opacity = np.clip(np.asarray(large) * 1.5, 0, 255).astype(np.uint8)
-    ink = opacity >= 255 * _INK
-    rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
-    return Image.fromarray(opacity), (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
 
 
 @cache
@@ -98,43 +86,25 @@ def draw(seed: int, split: str, index: int) -> tuple[np.ndarray, np.ndarray, int
         background = background[:, ::-1]
 
     glyphs = _glyphs(split)[label]
-    glyph, box = glyphs[random.integers(len(glyphs))]
-    alpha = _scale(glyph, box, int(random.integers(HEIGHTS[0], HEIGHTS[1] + 1)))
+    glyph = glyphs[random.integers(len(glyphs))]
+    alpha = scaled_glyph(glyph, int(random.integers(HEIGHTS[0], HEIGHTS[1] + 1)))
     y = int(random.integers(SIDE - alpha.shape[0] + 1))
     x = int(random.integers(SIDE - alpha.shape[1] + 1))
-    place = (slice(y, y + alpha.shape[0]), slice(x, x + alpha.shape[1]))
-
-    behind = background[place].reshape(-1, 3).mean(axis=0) / 255
-    colours = random.random((_COLOUR_DRAWS, 3))
-    contrast = np.linalg.norm(colours - behind, axis=1)
-    enough = contrast >= _LEAST_CONTRAST
-    colour = colours[int(np.argmax(enough)) if enough.any() else int(np.argmax(contrast))] * 255
-
     picture = background.copy()
-    ink = alpha[..., None]
-    picture[place] = np.round(picture[place] * (1 - ink) + colour * ink).astype(np.uint8)
-    mask = np.zeros((SIDE, SIDE), dtype=np.uint8)
-    mask[place] = alpha >= _INK
+    mask = paint(picture, alpha, y, x, random)
     return picture, mask, label
 
 
-def _scale(glyph: Image.Image, box: tuple[int, int, int, int], height: int) -> np.ndarray:
-    """Return a glyph as opacity in [0, 1], its ink `height` pixels tall, with one pixel of soft edge around it."""
-    left, top, right, bottom = box
-    pixel = (bottom - top) / height
-    width = max(1, round((right - left) / pixel))
-    around = (left - pixel, top - pixel, right + pixel, bottom + pixel)
-    scaled = glyph.resize((width + 2, height + 2), Image.Resampling.BILINEAR, box=around)
-    return np.asarray(scaled, dtype=np.float32) / 255
-
-
 class DigitSource(Source):
-    """Digits of one split, drawn all at once when first needed and kept as uint8; with a mark where one is given."""
+    """Digits of one split, drawn all at once when first needed and kept as uint8; with a mark or a distractor where
+    one is given."""
 
     decoded = True
 
-    def __init__(self, seed: int, split: str, size: int, mark: Mark | None = None) -> None:
-        self.seed, self.split, self.size, self.drawn_mark = seed, split, size, mark
+    def __init__(
+        self, seed: int, split: str, size: int, mark: Mark | None = None, distractor: Distractor | None = None
+    ) -> None:
+        self.seed, self.split, self.size, self.drawn_mark, self.drawn_distractor = seed, split, size, mark, distractor
         self._pixels: np.ndarray | None = None
 
     def __len__(self) -> int:
@@ -147,8 +117,9 @@ class DigitSource(Source):
 
     def id(self, row: int) -> str:
         """Return the picture's name, which holds all that it is a function of."""
-        mark = f"mark-{self.drawn_mark.code}-{self.drawn_mark.tells}/" if self.drawn_mark else ""
-        return f"digits/seed-{self.seed}/{mark}{self.split}/{row}"
+        added = f"mark-{self.drawn_mark.code}-{self.drawn_mark.tells}/" if self.drawn_mark else ""
+        added += f"distractor-{self.drawn_distractor.kind}/" if self.drawn_distractor else ""
+        return f"digits/seed-{self.seed}/{added}{self.split}/{row}"
 
     def mask(self, row: int) -> np.ndarray:
         """Return the digit's mask, uint8 (64, 64)."""
@@ -157,6 +128,10 @@ class DigitSource(Source):
     def mark(self, row: int) -> np.ndarray:
         """Return the mark's mask, uint8 (64, 64); all zero where there is none."""
         return self._draw(row)[1]
+
+    def distractor(self, row: int) -> np.ndarray | None:
+        """Return the distractor's mask, uint8 (64, 64); None where there is none."""
+        return self._draw(row)[2] if self.drawn_distractor else None
 
     def pixels(self) -> np.ndarray:
         """Return all pictures, uint8 (N, 64, 64, 3)."""
@@ -167,70 +142,95 @@ class DigitSource(Source):
             self._pixels = drawn
         return self._pixels
 
-    def _draw(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return one picture and the mask of its mark."""
+    def _draw(self, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return one picture, the mask of its mark and that of its distractor."""
         picture, digit, label = draw(self.seed, self.split, row)
-        if self.drawn_mark is None:
-            return picture, np.zeros_like(digit)
-        # A generator of its own: the digit and the photo stay those of the picture without a mark.
-        random = np.random.default_rng([self.seed, SPLITS.index(self.split), row, 1])
-        return picture, self.drawn_mark.add(picture, digit, label, random)
+        mark = distractor = np.zeros_like(digit)
+        # Generators of their own: the digit and the photo stay those of the picture without a mark or a distractor.
+        own = [self.seed, SPLITS.index(self.split), row]
+        if self.drawn_mark is not None:
+            mark = self.drawn_mark.add(picture, digit, label, np.random.default_rng([*own, 1]))
+        if self.drawn_distractor is not None:
+            distractor = self.drawn_distractor.add(picture, digit, self.split, np.random.default_rng([*own, 2]))
+        return picture, mark, distractor
 
 
 def open_digits(spec: str, seed: int) -> DataSet:
-    """Open `digits`, `digits:train=2000,test=500` or `digits:mark=position,test-mark=class`.
+    """Open `digits`, `digits:train=2000,test=500`, `digits:mark=position,test-mark=class` or `digits:distractor=letter`.
 
     A size that is not named keeps its default. `mark` codes the class in train and validation by its position or its
-    colour; `test-mark` is what it says in test: random (the default), class or none. Raises `UserError` for an unknown
-    option or value.
+    colour; `test-mark` is what it says in test: random (the default), class or none. `distractor` is a second sign that
+    says nothing of the class: letter, shape or none; `test-distractor` the one in test, if it is another. Raises
+    `UserError` for an unknown option or value.
     """
     sizes = dict(SIZES)
-    marks: dict[str, str] = {}
+    chosen: dict[str, str] = {}
     for option in filter(None, spec.partition(":")[2].split(",")):
         name, _, value = option.partition("=")
         if name in SIZES:
             sizes[name] = _size(name, value, spec)
-        elif name in _MARK_OPTIONS:
-            known = _MARK_OPTIONS[name]
+        elif name in _OPTIONS:
+            known = _OPTIONS[name]
             if value not in known:
                 raise UserError(
                     f"'{name}' is '{value}' in '{spec}'; it can be {', '.join(known[:-1])} or {known[-1]}."
                     + did_you_mean(value, known)
                 )
-            marks[name] = value
+            chosen[name] = value
         else:
             raise UserError(
                 f"'{name}' in '{spec}' is no option; write 'digits:train=2000,validation=500,test=500' for the sizes, "
-                "'digits:mark=position,test-mark=class' for a mark." + did_you_mean(name, (*SIZES, *_MARK_OPTIONS))
+                "'digits:mark=position,test-mark=class' for a mark, 'digits:distractor=letter' for a distractor."
+                + did_you_mean(name, (*SIZES, *_OPTIONS))
             )
-    if "test-mark" in marks and "mark" not in marks:
+    marks, distractors = "mark" in chosen, any(name.endswith("distractor") for name in chosen)
+    if "test-mark" in chosen and not marks:
         raise UserError(
             f"'{spec}' says what the mark of the test split tells but not what codes it; add mark=position or "
             "mark=colour."
         )
+    if marks and distractors:
+        raise UserError(f"'{spec}' asks for a mark and for distractors, which could hide each other; leave one out.")
     if seed < 0:
         raise UserError(f"The seed {seed} is negative; use a whole number from 0 upwards.")
     tasks = {"label": CLASS_NAMES}
     splits = {}
     for name, size in sizes.items():
-        tells = marks.get("test-mark", "random") if name == "test" else "class"
-        mark = Mark(marks["mark"], tells) if marks else None
-        splits[name] = ImageSet(DigitSource(seed, name, size, mark), {"label": np.arange(size) % 10}, tasks)
-    split_made = "built in: train, validation and test share no handwritten scan and no photo region"
-    if marks:
-        said = {"class": "gives the class away there too", "random": "says nothing of the class", "none": "is absent"}
-        split_made += f"; a mark's {marks['mark']} gives the class away in train and validation; in test it "
-        split_made += said[marks.get("test-mark", "random")]
+        tells = chosen.get("test-mark", "random") if name == "test" else "class"
+        mark = Mark(chosen["mark"], tells) if marks else None
+        source = DigitSource(seed, name, size, mark, _distractor_of(chosen, name))
+        splits[name] = ImageSet(source, {"label": np.arange(size) % 10}, tasks)
     return DataSet(
         spec=spec,
         seed=seed,
         tasks={"label": CLASS_NAMES},
-        split_made=split_made,
+        split_made=_said(chosen),
         normalization=NORMALIZATION,
         train=splits["train"],
         validation=splits["validation"],
         test=splits["test"],
     )
+
+
+def _distractor_of(chosen: dict[str, str], split: str) -> Distractor | None:
+    kind = chosen.get("distractor", "none")
+    if split == "test":
+        kind = chosen.get("test-distractor", kind)
+    return None if kind == "none" else Distractor(kind)
+
+
+def _said(chosen: dict[str, str]) -> str:
+    """Say how the splits were made, and what was added to their pictures."""
+    text = "built in: train, validation and test share no handwritten scan and no photo region"
+    if "mark" in chosen:
+        said = {"class": "gives the class away there too", "random": "says nothing of the class", "none": "is absent"}
+        text += f"; a mark's {chosen['mark']} gives the class away in train and validation; in test it "
+        text += said[chosen.get("test-mark", "random")]
+    train, test = (_distractor_of(chosen, split) for split in ("train", "test"))
+    if train or test:
+        kinds = [f"{one.kind}s" if one else "none" for one in (train, test)]
+        text += f"; distractors: {kinds[0]} in train and validation, {kinds[1]} in test; splits share no drawing of one"
+    return text
 
 
 def _size(name: str, number: str, spec: str) -> int:

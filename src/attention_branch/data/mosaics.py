@@ -5,9 +5,13 @@ question, which real attributes leave open: does the map of a head lie on what t
 one of the chosen classes, present or absent, and its place are the quarters that show it. A mosaic's four pictures
 come from the split it belongs to, so that no picture is in two splits. Every mosaic is a pure function of
 (seed, split, index) and of the pictures it is made of.
+
+With `target=one` the question is another: one quarter shows a class that is to be told, the other three show pictures
+of classes that are never asked for. They are distractors, and their place is known too.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -22,8 +26,12 @@ SIZES = {"train": 20000, "validation": 2000, "test": 2000}
 STATES = ("absent", "present")
 """The two classes of every head."""
 
-_OPTIONS = ("classes", *SIZES, "side", "crowd")
+GREY = 128
+"""The colour of quarters without a distractor."""
+
+_OPTIONS = ("classes", *SIZES, "side", "crowd", "target", "distractors", "test-distractors")
 _CLASSES, _SIDE, _CELLS = 16, 64, 4
+_ANSWERS = ("yes", "no")
 # Mosaics that take more than this are put together when they are asked for.
 _MOST_BYTES = 1 << 30
 
@@ -51,7 +59,8 @@ class MosaicSource(Source):
         """Return one mosaic, from memory if the set was put together."""
         if self._pixels is not None:
             return Image.fromarray(self._pixels[row])
-        return Image.fromarray(_together(np.stack([self._quarter(int(place)) for place in self.plan[row]])[None])[0])
+        quarters = np.stack([self._quarter(int(place)) for place in self.plan[row]])[None]
+        return Image.fromarray(_together(self._shown(quarters, self.classes[[row]]))[0])
 
     def id(self, row: int) -> str:
         """Return the mosaic's name, which holds those of its four pictures."""
@@ -74,12 +83,48 @@ class MosaicSource(Source):
         if self._pixels is None and len(self) * self.side**2 * 3 <= _MOST_BYTES:
             used, places = np.unique(self.plan, return_inverse=True)
             quarters = np.stack([self._quarter(int(place)) for place in used])
-            self._pixels = _together(quarters[places.reshape(self.plan.shape)])
+            self._pixels = _together(self._shown(quarters[places.reshape(self.plan.shape)], self.classes))
         return self._pixels
+
+    def _shown(self, quarters: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        """Return what is seen of quarters (N, 4, h, h, 3) that show the heads `classes` (N, 4)."""
+        return quarters
 
     def _quarter(self, place: int) -> np.ndarray:
         """Return a picture's middle square at the size of a quarter, uint8 (side / 2, side / 2, 3)."""
         return np.asarray(self._cell.image(self.pictures.image(place)))
+
+
+class TargetSource(MosaicSource):
+    """Mosaics of which one quarter is to be told: `mask` is its place, `distractor` that of the others.
+
+    Without `distractors` the others are grey, and there is no place of any; the quarter that counts stays the same.
+    """
+
+    def __init__(self, *mosaic: Any, distractors: bool = True) -> None:
+        super().__init__(*mosaic)
+        self.distractors = distractors
+
+    def id(self, row: int) -> str:
+        """Return the mosaic's name, which holds those of its pictures, also of those that are not shown."""
+        kind = "target" if self.distractors else "target-alone"
+        return super().id(row).replace("mosaics-", f"mosaics-{kind}-", 1)
+
+    def head_masks(self, row: int) -> None:
+        """Return None: there is one question, and `mask` is its place."""
+        return None
+
+    def mask(self, row: int) -> np.ndarray:
+        """Return the place of the quarter that counts, uint8 (side, side)."""
+        (mask,) = super().head_masks(row).values()
+        return mask
+
+    def distractor(self, row: int) -> np.ndarray | None:
+        """Return the place of the other quarters, uint8 (side, side); None where they are grey."""
+        return 1 - self.mask(row) if self.distractors else None
+
+    def _shown(self, quarters: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        return quarters if self.distractors else np.where((classes < 0)[..., None, None, None], np.uint8(GREY), quarters)
 
 
 def _together(quarters: np.ndarray) -> np.ndarray:
@@ -104,18 +149,20 @@ def draw(seed: int, split: str, index: int, members: Sequence[np.ndarray], heads
 
 
 def open_mosaics(spec: str, *, seed: int, validation: float, opened: Callable[[str], DataSet]) -> DataSet:
-    """Open `mosaics:DATA[,classes=16,train=20000,validation=2000,test=2000,side=64,crowd=4]`.
+    """Open `mosaics:DATA[,classes=16,train=20000,validation=2000,test=2000,side=64,crowd=4]`, or with `target=one`.
 
     DATA is single-task data as `open_data` takes it, read by `opened`. `classes` is how many of its classes get a head,
     drawn from the seed, or their names with `|` between them; `side` the mosaic's in pixels; `crowd` how many of the
-    four quarters show a class with a head. Where DATA has no test split, its validation split makes the test mosaics,
+    four quarters show a class with a head. `target=one` asks for the class of one quarter, and the others show classes
+    that are never asked for; `distractors=no` leaves them grey, `test-distractors` in test alone. Where DATA has no test split, its validation split makes the test mosaics,
     and the share `validation` of its training pictures those for validation. Raises `UserError` for a bad option, data
     of several tasks, unknown classes, and a class of which a split has no picture.
     """
     inner, options = read_spec(spec, _OPTIONS)
     sizes = {name: _whole(name, options, default, spec, 10, 1_000_000) for name, default in SIZES.items()}
     side = _whole("side", options, _SIDE, spec, 16, 2048)
-    crowd = _whole("crowd", options, _CELLS, spec, 1, _CELLS)
+    one = _one_target(options, spec)
+    crowd = 1 if one else _whole("crowd", options, _CELLS, spec, 1, _CELLS)
     if side % 2:
         raise UserError(f"The side {side} in '{spec}' does not divide into two equal quarters; use an even number.")
     if seed < 0:
@@ -129,7 +176,7 @@ def open_mosaics(spec: str, *, seed: int, validation: float, opened: Callable[[s
     if crowd < _CELLS and not others:
         raise UserError(
             f"All classes of '{inner}' have a head in '{spec}', so nothing is left for the {_CELLS - crowd} other "
-            "quarters; choose fewer classes, or crowd=4."
+            f"quarters; choose fewer classes{'' if one else ', or crowd=4'}."
         )
     order = [*chosen, *others] if crowd < _CELLS else chosen
     heads = tuple(names[number] for number in chosen)
@@ -139,16 +186,28 @@ def open_mosaics(spec: str, *, seed: int, validation: float, opened: Callable[[s
         members = _members(images, order, names, split, spec)
         drawn = np.stack([draw(seed, split, i, members, len(chosen), crowd) for i in range(sizes[split])])
         classes = np.where(drawn[:, 0] < len(chosen), drawn[:, 0], -1)
-        source = MosaicSource(images, drawn[:, 1], classes, heads, split, side)
+        parts = (images, drawn[:, 1], classes, heads, split, side)
+        if one:
+            answer = options.get("distractors", "yes")
+            answer = options.get("test-distractors", answer) if split == "test" else answer
+            # One quarter has a class, the others have -1.
+            labels = {"label": classes.max(1)}
+            splits[split] = ImageSet(TargetSource(*parts, distractors=answer == "yes"), labels, {"label": heads})
+            continue
+        source = MosaicSource(*parts)
         present = {head: (classes == number).any(1).astype(np.int64) for number, head in enumerate(heads)}
         splits[split] = ImageSet(source, present, dict.fromkeys(heads, STATES), multitask=True)
     share = 1 - (1 - 1 / len(chosen)) ** crowd
     made = f"constructed: mosaics of four pictures of one split each; a class is in {100 * share:.1f} % of them"
+    if one:
+        made = "constructed: mosaics of four pictures of one split each, of which one counts"
+        alone = [split for split in splits if not splits[split].source.distractors]  # type: ignore[attr-defined]
+        made += f"; the others are grey in {', '.join(alone)}" if alone else ""
     return DataSet(
         spec=spec,
         seed=seed,
-        tasks=dict.fromkeys(heads, STATES),
-        multitask=True,
+        tasks={"label": heads} if one else dict.fromkeys(heads, STATES),
+        multitask=not one,
         split_made=f"{made}; the pictures' splits: {data.split_made}{moved}",
         root=data.root,
         normalization=data.normalization,
@@ -158,6 +217,23 @@ def open_mosaics(spec: str, *, seed: int, validation: float, opened: Callable[[s
         validation=splits.get("validation"),
         test=splits.get("test"),
     )
+
+
+def _one_target(options: dict[str, str], spec: str) -> bool:
+    """Return whether one quarter alone is asked for; `UserError` for options that do not fit together."""
+    if options.get("target", "one") != "one":
+        raise UserError(
+            f"'target' is '{options['target']}' in '{spec}'; it can be one: the class of one quarter is asked for."
+        )
+    one = "target" in options
+    for name in ("distractors", "test-distractors"):
+        if name in options and not one:
+            raise UserError(f"'{name}' in '{spec}' has a meaning only with target=one; add it, or leave '{name}' out.")
+        if options.get(name, "yes") not in _ANSWERS:
+            raise UserError(f"'{name}' is '{options[name]}' in '{spec}'; it can be yes or no.")
+    if one and "crowd" in options:
+        raise UserError(f"'{spec}' has crowd and target=one, with which one quarter has a class; leave crowd out.")
+    return one
 
 
 def _whole(name: str, options: dict[str, str], default: int, spec: str, least: int, most: int) -> int:

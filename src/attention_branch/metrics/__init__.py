@@ -1,6 +1,7 @@
 """Numbers for maps: each with its n, its interval and the protocol it was measured by."""
 
 from attention_branch.metrics.collapse import collapse_alarm
+from attention_branch.metrics.distraction import Distraction, distraction
 from attention_branch.metrics.drive import MapDrive, map_drive
 from attention_branch.metrics.drive_result import MapDriveResult
 from attention_branch.metrics.faithfulness import Deletion, Insertion, InsertionMinusDeletion
@@ -23,6 +24,7 @@ __all__ = [
     "AverageGain",
     "BoxIoU",
     "Deletion",
+    "Distraction",
     "EnergyPointingGame",
     "Entropy",
     "GiniSparsity",
@@ -44,6 +46,7 @@ __all__ = [
     "branch_randomization",
     "cascading_randomization",
     "collapse_alarm",
+    "distraction",
     "grid_mosaics",
     "location_instability",
     "map_drive",

@@ -1,6 +1,7 @@
 """The pictures of a data set as plain arrays in files, decoded once, for all runs of a command."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,16 @@ class Arrays:
         self.normalization = data.normalization
         """Mean and standard deviation by channel: those that are published, else (after `write`) of the training
         pictures."""
+        self.others: list[str] = []
+        """Names of the further test sets."""
         self.pixels: str | None = None
-        """SHA-256 of every split's decoded pictures and class numbers; None before `write`."""
+        """SHA-256 of every split's decoded pictures and class numbers, and of further test sets; None before `write`.
+        """
 
-    def write(self, data: DataSet, preprocessing: Preprocessing) -> "Arrays":
-        """Decode every split once, at the network's size."""
+    def write(
+        self, data: DataSet, preprocessing: Preprocessing, others: Mapping[str, ImageSet] | None = None
+    ) -> "Arrays":
+        """Decode every split once, at the network's size, and the `others`: further test sets by name."""
         self.folder.mkdir(parents=True, exist_ok=True)
         digest = hashlib.sha256()
         for name in SPLITS:
@@ -47,12 +53,24 @@ class Arrays:
                 digest.update(np.ascontiguousarray(values).data)
                 with atomic_path(self.folder / f"{part}.npy") as path:
                     np.save(path, values)
+        for name, images in (others or {}).items():
+            self.others.append(name)
+            pixels, targets = decoded(images, preprocessing), stacked_targets(images)
+            digest.update(f"test-{name} {pixels.shape}\n".encode())
+            digest.update(np.ascontiguousarray(pixels).data)
+            for part, values in {f"test-{name}": pixels, f"test-{name}-targets": targets}.items():
+                with atomic_path(self.folder / f"{part}.npy") as path:
+                    np.save(path, values)
         self.pixels = digest.hexdigest()
         assert data.test is not None
         regions = _regions(data.test, preprocessing, list(data.tasks) if data.multitask else None)
         if regions is not None:
             with atomic_path(self.folder / "test-regions.npy") as path:
                 np.save(path, regions)
+        distractors = _distractors(data.test, preprocessing)
+        if distractors is not None:
+            with atomic_path(self.folder / "test-distractors.npy") as path:
+                np.save(path, distractors)
         return self
 
     def regions(self) -> np.ndarray | None:
@@ -61,8 +79,13 @@ class Arrays:
         path = self.folder / "test-regions.npy"
         return np.load(path, mmap_mode="r") if path.exists() else None
 
+    def distractors(self) -> np.ndarray | None:
+        """Return where the test pictures' distractors are, bool (N, H, W); None where there are none."""
+        path = self.folder / "test-distractors.npy"
+        return np.load(path, mmap_mode="r") if path.exists() else None
+
     def split(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return pictures uint8 (N, H, W, 3) and class numbers of a split."""
+        """Return pictures uint8 (N, H, W, 3) and class numbers of a split, or of `test-NAME`, one of the others."""
         pixels = np.load(self.folder / f"{name}.npy", mmap_mode="r")
         return pixels, np.load(self.folder / f"{name}-targets.npy")
 
@@ -101,6 +124,18 @@ def _regions(images: ImageSet, preprocessing: Preprocessing, heads: list[str] | 
             if found is None:
                 found = np.zeros(shape, dtype=bool)
             found[number, heads.index(head) if heads else 0] = place
+    return found
+
+
+def _distractors(images: ImageSet, preprocessing: Preprocessing) -> np.ndarray | None:
+    """Return the distractors' places, bool (N, H, W), empty where there is none; None where no picture has one."""
+    if images.source.distractor(int(images.rows[0])) is None:
+        return None
+    found = np.zeros((len(images), *preprocessing.size), dtype=bool)
+    for number in range(len(images)):
+        place = images[number].distractor_region(preprocessing)
+        if place is not None:
+            found[number] = place
     return found
 
 

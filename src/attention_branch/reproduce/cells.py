@@ -150,6 +150,12 @@ CONSTRUCTED = {"table3": ("resnet20", "two-level"), "table4": ("resnet20", "mosa
 CONSTRUCTED_SYSTEMS = {"table4": ("facetracer", "moon:resnet20")}
 """Systems of their own that are run on that data too; MOON there on the others' backbone."""
 
+EQUAL_COST = ("plain", "wider-multiply-adds", "none", "residual", "product")
+"""The arms that tell whether attention drops interfering features, or its cost or its second loss helps."""
+
+DISTRACTED = (("resnet14", "digits-distracted"), ("resnet14", "digits-alone"), ("resnet20", "mosaics-target"))
+"""Networks and data of the study of distractors."""
+
 BESIDE = {"table1": "cifar10"}
 """Data that a table's networks are run on too, without a published number: a second look at the same question."""
 
@@ -164,9 +170,14 @@ FIGURES = {
 
 
 def cells_for(what: str) -> list[Cell]:
-    """Return all cells of a table, figure or of `digits`, every arm of every network; of other systems `plain`."""
+    """Return all cells of a table, a figure or a study of ours: every arm of every network.
+
+    Systems of their own have `plain` alone, and the study of distractors its five arms.
+    """
     if what in FIGURES:
         return [Cell(network, role, arm) for network, role, arms in FIGURES[what] for arm in arms]
+    if what == "distractors":
+        return [Cell(network, role, arm) for network, role in DISTRACTED for arm in EQUAL_COST]
     if what == "digits":
         pairs = {("resnet14", "digits"): None}
     else:

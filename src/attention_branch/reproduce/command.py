@@ -15,12 +15,13 @@ _THREE = (0, 1, 2)
 
 def reproduce(
     what: Annotated[
-        Positional[Literal["table1", "table2", "table3", "table4", "figure4", "figure7", "digits", "show"]],
+        Positional[Literal["table1", "table2", "table3", "table4", "figure4", "figure7", "digits", "distractors", "show"]],
         arg(
             metavar="WHAT",
             help="table1 to table4: the paper's tables; figure4: CAM, Grad-CAM and the attention map side by side; "
             "figure7: one map for each of many labels; digits: the study on the embedded digits, which needs no data "
-            "and is over in about an hour and a half on two cores; show: print what was published and measured.",
+            "and is over in about an hour and a half on two cores; distractors: digits beside a letter, and mosaics "
+            "of which one quarter counts, in the arms of equal cost; show: print what was published and measured.",
         ),
     ],
     *,
@@ -36,7 +37,7 @@ def reproduce(
         arg(
             help="Data as NAME=PATH: cifar10, cifar100, svhn, imagenet, compcars, celeba; or what stands in for one "
             "and is named so: cifar10-jpeg, tiny-imagenet-100, tiny-imagenet-100-64 (figure4), two-level (table3), "
-            "mosaics (table4, figure7)."
+            "mosaics (table4, figure7), mosaics-target (distractors)."
         ),
     ] = (),
     budget: Annotated[float | None, arg(help="Stop in good order after this many minutes.")] = None,

@@ -27,7 +27,7 @@ from attention_branch.reproduce.large_run import network_is_whole, run_folder, r
 from attention_branch.reproduce.plan import LARGE, Job, Protocol, make_jobs, startable
 from attention_branch.reproduce.progress import Progress
 from attention_branch.reproduce.signals import deaf, stopped_in_order
-from attention_branch.reproduce.sources import Origin, missing, open_origin, parse_data
+from attention_branch.reproduce.sources import Origin, missing, open_origin, open_others, parse_data
 from attention_branch.reproduce.worker import Circumstances, Report, run_worker
 
 UNASKED = 3 * 3600.0
@@ -101,7 +101,8 @@ def reproduce(
             if not small:
                 continue
             preprocessing = preprocessing_of(small[0].config, opened)
-            arrays[origin.name] = Arrays(temporary / origin.name, opened).write(opened, preprocessing)
+            made_of = (opened, preprocessing, open_others(origin))
+            arrays[origin.name] = Arrays(temporary / origin.name, opened).write(*made_of)
         # Every arm of a seed before the next seed, so that what a budget leaves can be compared.
         jobs.sort(key=lambda job: job.config.seed)
         if jobs:

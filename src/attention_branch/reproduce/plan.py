@@ -20,7 +20,10 @@ from attention_branch.training.fitted import FITTERS, is_fitted
 LARGE = ("imagenet", "compcars", "celeba")
 """Roles whose pictures are read from their files, batch by batch."""
 
-_OWN = {"digits": "digits-study", "two-level": "constructed", "mosaics": "constructed"}
+_OWN = {
+    **dict.fromkeys(("digits", "digits-distracted", "digits-alone"), "digits-study"),
+    **dict.fromkeys(("two-level", "mosaics", "mosaics-target"), "constructed"),
+}
 OWN_RECIPES = frozenset(_OWN.values())
 """Recipes for data of our own construction, of which nothing was published."""
 

@@ -17,6 +17,7 @@ from attention_branch.files import atomic_path
 from attention_branch.metrics import PointingGame, collapse_alarm
 from attention_branch.models import ABNOutput
 from attention_branch.models.cost import cost
+from attention_branch.reproduce import distraction
 from attention_branch.reproduce import record as records
 from attention_branch.reproduce.arrays import SPLITS, Arrays
 from attention_branch.reproduce.plan import Job
@@ -54,7 +55,8 @@ class SmallRun:
         self.record = records.begin(job) | records.surroundings(device, threads, at_once)
         # For information: another decoder may give other bytes, which makes a finished run no other one.
         self.record["data"] = {**job.data, "pixels": arrays.pixels, "normalization": arrays.normalization}
-        self.regions = arrays.regions()
+        self.regions, self.distractors = arrays.regions(), arrays.distractors()
+        self.others = {name: ResidentImages(*arrays.split(f"test-{name}"), device) for name in arrays.others}
         self.record["cost"] = {"parameters": self.counted.parameters, "multiply_adds": self.counted.multiply_adds}
         self.seconds_before = 0.0
         self.began = time.monotonic()
@@ -192,6 +194,8 @@ class SmallRun:
         if right.ndim == 2:
             names = list(self.trainer.heads or [])
             last["test_accuracy_by_head"] = dict(zip(names, right.mean(0).tolist(), strict=True))
+        for name, images in self.others.items():
+            last[f"test_error_{name}"] = round(self.trainer.evaluate(images).error(), 6)
         self.record |= {
             "last": last,
             "best_on_validation": _at(curves, int(np.argmin(curves["validation_error"]))),
@@ -209,6 +213,14 @@ class SmallRun:
                 "alarm": collapse_alarm(maps, bounded=self.trainer.evaluated.map_range is not None),
                 **self._on_objects(maps),
             }
+        if self.distractors is not None and self.regions is not None:
+            places = (self.regions[:, 0], np.asarray(self.distractors))
+            found_maps = distraction.measured(self.trainer.evaluated, self.splits["test"], *places, right)
+            self.record["distraction"] = found_maps
+            if maps is not None:
+                own = found_maps["attention"]
+                names = ("on_distractor", "mass_on_object", "mass_on_distractor", "distractor_area")
+                self.record["map"] |= {name: own[name] for name in names if name in own}
         steps = self.trainer.step * self.trainer.batch_size
         self.record["cost"] |= {
             "seconds": round(self._seconds(), 1),

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from attention_branch.data import DataSet, open_data
+from attention_branch.data import DataSet, ImageSet, open_data
 from attention_branch.data.cache import cache_folder
 from attention_branch.data.splits import cut
 from attention_branch.errors import UserError, did_you_mean
@@ -35,6 +35,8 @@ class Kind:
     """Number of yes/no labels of each picture."""
     options: dict[str, Any] = field(default_factory=dict, hash=False)
     """Options of the backbone that these pictures need."""
+    others: tuple[tuple[str, str], ...] = ()
+    """Further test sets of which the error is recorded: their names, and how `open_data` is told."""
 
 
 _TORCHVISION = "torchvision:{name}:{{path}}"
@@ -73,10 +75,35 @@ KINDS = {
         Kind("mosaics", "mosaics", "2x2 mosaics, 16 labels (constructed)", "single-task pictures such as "
              "Tiny-ImageNet, as parquet files or class folders", "mosaics:{path},classes=16", stands_for="CelebA",
              image_size=64, options={"stem_stride": 2}),
+        Kind("mosaics-target", "mosaics-target", "2x2 mosaics, one quarter counts (constructed)", "single-task pictures "
+             "such as Tiny-ImageNet, as parquet files or class folders", "mosaics:{path},classes=16,target=one",
+             image_size=64, options={"stem_stride": 2}, others=(
+                 ("without", "mosaics:{path},classes=16,target=one,test-distractors=no,train=10,validation=10"),
+             )),
     )
 }  # fmt: skip
 
 DIGITS = Kind("digits", "digits", "digits (embedded)", "nothing", "{path}", image_size=64)
+
+_BESIDE = "digits:train=10,validation=10,distractor={}"
+DISTRACTED = Kind(
+    "digits-distracted", "digits-distracted", "digits beside a letter", "nothing", "{path}", image_size=64,
+    others=(("without", _BESIDE.format("none")), ("shapes", _BESIDE.format("shape"))),
+)  # fmt: skip
+"""Digits with a distractor in training and test; tested without one too, and with shapes that were never trained on."""
+
+ALONE = Kind(
+    "digits-alone", "digits-alone", "digits alone, letters in test only", "nothing", "{path}", image_size=64,
+    others=(("without", _BESIDE.format("none")), ("shapes", _BESIDE.format("shape"))),
+)  # fmt: skip
+"""The same digits without a distractor in training."""
+
+EMBEDDED = {
+    "digits": (DIGITS, "digits:train=28000"),
+    "digits-distracted": (DISTRACTED, "digits:train=28000,distractor=letter"),
+    "digits-alone": (ALONE, "digits:train=28000,distractor=none,test-distractor=letter"),
+}
+"""Data that needs no files, and how `open_data` is told."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +113,8 @@ class Origin:
     kind: Kind
     spec: str
     title: str
+    others: tuple[tuple[str, str], ...] = ()
+    """Further test sets: their names, and what `open_data` takes."""
 
     @property
     def name(self) -> str:
@@ -95,7 +124,7 @@ class Origin:
 
 def parse_data(arguments: Sequence[str]) -> list[Origin]:
     """Read `NAME=PATH` pairs, and add the official sets that lie in the cache folder; `UserError` for unknown names."""
-    found: dict[str, Origin] = {"digits": Origin(DIGITS, "digits:train=28000", DIGITS.title)}
+    found = {name: Origin(kind, spec, kind.title, kind.others) for name, (kind, spec) in EMBEDDED.items()}
     for argument in arguments:
         name, equals, path = argument.partition("=")
         if not equals or not path:
@@ -123,7 +152,8 @@ def _origin(kind: Kind, path: str) -> Origin:
         raise UserError(f"'{path}' of '{kind.name}' does not exist; get {kind.get}, and name its folder.")
     official = any((folder / name).exists() for name in kind.folders)
     if not kind.folders:
-        return Origin(kind, kind.spec.format(path=path), kind.title)
+        others = tuple((name, spec.format(path=path)) for name, spec in kind.others)
+        return Origin(kind, kind.spec.format(path=path), kind.title, others)
     if official:
         return Origin(kind, kind.spec.format(path=folder), kind.title)
     # Any form is taken, but only the official files, which are checked, bear the set's name alone.
@@ -164,6 +194,16 @@ def _check_labels(origin: Origin, data: DataSet) -> None:
         f"'{origin.spec}' has {found}, and {kind.stands_for or kind.title} has {wanted}; name other data for "
         f"'{origin.name}'."
     )
+
+
+def open_others(origin: Origin) -> dict[str, ImageSet]:
+    """Open the further test sets of some data, by name."""
+    found = {}
+    for name, spec in origin.others:
+        images = open_data(spec, seed=0, progress=False).test
+        assert images is not None
+        found[name] = images
+    return found
 
 
 def open_origin(origin: Origin) -> DataSet:
