@@ -58,7 +58,8 @@ def miniature(name: str, data: dict[str, str], out: Path) -> TrainConfig:
     """The recipe with a narrow, shallow network of its own family, small pictures, and no downloaded weights."""
     chosen = RECIPES[name]
     small = chosen.model in SMALL or chosen.model.endswith("_cifar")
-    narrow = ("width=0.125",) if small or chosen.model in RESIDUAL_ATTENTION else ("channels=[4, 8, 8, 8]", "layers=[1, 1, 1, 1]")
+    by_width = small or chosen.model in RESIDUAL_ATTENTION
+    narrow = ("width=0.125",) if by_width else ("channels=[4, 8, 8, 8]", "layers=[1, 1, 1, 1]")
     if chosen.model == "vgg16":
         narrow = ("channels=[4, 4, 8, 8, 8]",)
     side = 16 if small else 48

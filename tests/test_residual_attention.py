@@ -290,7 +290,7 @@ def test_a_module_itself_can_be_named_and_targets_are_checked(model, images):
     by_name = ab.explain(model, images, "soft-masks", layer="layer2.1", target="b")
     given = ab.explain(model, images, "soft-masks", layer=model.backbone.layer2[1])
     assert torch.equal(by_name.raw, given.raw)
-    with pytest.raises(ab.UserError, match="no attention module of this network; its modules are layer1.1, layer1.2"):
+    with pytest.raises(ab.UserError, match=r"its modules are layer1\.1, layer1\.2"):
         ab.explain(model, images, "soft-masks", layer="layer4")
     with pytest.raises(ab.UserError, match="no attention module"):
         ab.explain(model, images, "soft-masks", layer=model.backbone.fc)

@@ -110,10 +110,10 @@ def load_official(
 
     `path` is a .pth.tar or .pth file, in PyTorch's new or old format: a dict with 'state_dict', or a state dict; from
     DataParallel or not. It is read as tensors and plain values only, so it cannot run code. `name` is the network's
-    name here: of the 32-pixel families, `resnet18` to `resnet152` or `seresnet50` to `seresnet152` (ImageNet). What the authors' code builds for
-    the depths 44, 56 and 110 is `resnet65b`, `resnet83b` and `resnet164b`. `num_classes` is read from the checkpoint;
-    given, it must agree. A checkpoint without an attention branch (of bearpaw's pytorch-classification, or
-    torchvision's ResNets) gives a `PlainNetwork`.
+    name here: of the 32-pixel families, or `resnet18` to `resnet152` and `seresnet50` to `seresnet152` (ImageNet). What
+    the authors' code builds for the depths 44, 56 and 110 is `resnet65b`, `resnet83b` and `resnet164b`. `num_classes`
+    is read from the checkpoint; given, it must agree. A checkpoint without an attention branch (of bearpaw's
+    pytorch-classification, or torchvision's ResNets) gives a `PlainNetwork`.
 
     Logits, attention logits and map are the authors' up to rounding, at any image size. The preprocessing is theirs:
     CIFAR-10's mean and std for both CIFAR sets; for ImageNet 256 pixels bilinear, centre 224.

@@ -69,6 +69,7 @@ def network_cost(arm: Arm, network: str, size: dict[str, Any], image_size: int |
     if arm.settings.get("baseline"):
         model: Any = create_backbone(network, **made)
     else:
-        kinds = {key: arm.settings[key] for key in ("mechanism", "branch", "perception", "map_form") if key in arm.settings}
+        asked = ("mechanism", "branch", "perception", "map_form")
+        kinds = {key: arm.settings[key] for key in asked if key in arm.settings}
         model = create_model(network, **made, **kinds)
     return cost(model, None if image_size is None else (image_size, image_size))

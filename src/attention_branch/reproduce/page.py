@@ -120,7 +120,8 @@ def _table(name: str, title: str, rows: list[dict[str, Any]]) -> Sheet:
             ]  # fmt: skip
         else:
             cells = [Cell(row["printed"]), Cell("-"), Cell("-"), Cell("-"), Cell("-", "", "quiet")]
-        shown.append((f"{row['row']}{variant(row)}, {row['column']}{mark(row)}", row["network"] if ours else "not run", cells))
+        heading = f"{row['row']}{variant(row)}, {row['column']}{mark(row)}"
+        shown.append((heading, row["network"] if ours else "not run", cells))
     reasons = dict.fromkeys(short_reason(row) for row in rows if row["reason"])
     note = "* the authors' own run of a baseline. Where the data is a stand-in its name stands below our number, and "
     note += "the two cannot be compared. Less plain: points of error less the same network without a branch."

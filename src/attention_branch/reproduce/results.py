@@ -17,7 +17,8 @@ from attention_branch.reproduce.published import ACCURACY, ODDS, PUBLISHED, Publ
 from attention_branch.reproduce.sources import missing
 
 REFERENCES = (
-    "plain", "none", "product", "residual", "sum-log", "constant", "shuffled", "wider-parameters", "wider-multiply-adds",
+    "plain", "none", "product", "residual", "sum-log", "constant", "shuffled",
+    "wider-parameters", "wider-multiply-adds",
 )  # fmt: skip
 """Arms that every other arm is compared with."""
 

@@ -1,0 +1,158 @@
+"""Residual against naive attention and a plain network of equal cost, and where the soft masks point, on the digits.
+
+    python benchmarks/residual_attention.py                         # three seeds, about ten minutes on one quiet core
+    python benchmarks/residual_attention.py --arms naive --seeds 0 --pictures 14000
+
+The arms: `residual` and `naive`, Attention-56 for CIFAR at a quarter of its width on the digits shrunk to 32 pixels;
+`plain`, a ResNet-20 made so narrow that it has as many multiply-adds. All are trained with the settings of the recipe
+`digits-study`. On the test split: accuracy; of the attention arms the pointing game of every module's mask, Grad-CAM
+and the controls, and insertion minus deletion of the last mask, Grad-CAM and the controls. The record goes to
+benchmarks/records/DATE-residual-attention/digits.json and grows run by run; runs that it holds are not done again.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import attention_branch as ab
+from attention_branch.data import open_data
+from attention_branch.evaluation.run import versions
+from attention_branch.explanations.soft_masks import mask_names
+from attention_branch.files import write_json
+from attention_branch.hardware import processor
+from attention_branch.metrics import InsertionMinusDeletion, PointingGame
+from attention_branch.models.cost import cost
+from attention_branch.models.wider import wider_backbone
+from attention_branch.training import recipe, train
+
+NETWORK, WIDTH, SIDE = "attention56_cifar", 0.25, 32
+CONTROLS = ("center", "random")
+
+
+def network_of(arm: str) -> tuple[str, dict[str, Any]]:
+    """Return an arm's network and its options."""
+    if arm != "plain":
+        return NETWORK, {"width": WIDTH, "attention": arm}
+    target = cost(ab.create_backbone(NETWORK, 10, width=WIDTH), (SIDE, SIDE)).multiply_adds
+    return "resnet20", wider_backbone("resnet20", 10, multiply_adds=target, image_size=SIDE)
+
+
+def described(result: Any) -> dict[str, Any]:
+    """Return a metric's mean, interval and number of images."""
+    return {"mean": result.mean, "interval": result.interval, "n": result.n}
+
+
+def accuracy(model: Any, images: torch.Tensor, labels: torch.Tensor) -> float:
+    """Return the share of right answers."""
+    with torch.no_grad():
+        right = [
+            (model(part).argmax(1) == truth) for part, truth in zip(images.split(250), labels.split(250), strict=True)
+        ]
+    return float(torch.cat(right).double().mean())
+
+
+def measure(model: Any, images: torch.Tensor, regions: torch.Tensor, steps_on: int) -> dict[str, Any]:
+    """Return where the maps point on all images, and insertion minus deletion on the first `steps_on`."""
+    names = mask_names(model)
+    asked = {f"soft-masks {name.removeprefix('backbone.')}": ("soft-masks", name) for name in names}
+    asked |= {name: (name, "auto") for name in ("grad-cam", *CONTROLS)}
+    pointing, faithful = {}, {}
+    for name, (method, layer) in asked.items():
+        explained = ab.explain(model, images, method, layer=layer)
+        game = PointingGame()
+        game.update(None, None, explained.maps, regions=regions)
+        pointing[name] = described(game.compute())
+        if method == "soft-masks" and layer != names[-1]:
+            continue
+        metric = InsertionMinusDeletion()
+        metric.update(model, images[:steps_on], explained.maps[:steps_on])
+        faithful[name] = described(metric.compute())
+    return {"pointing": pointing, "insertion_minus_deletion": faithful}
+
+
+def run(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Train one network and measure it on the test split."""
+    name, chosen = network_of(arm)
+    config = recipe(
+        "digits-study",
+        data=options.data,
+        model=name,
+        model_options=tuple(f"{key}={value!r}" for key, value in chosen.items()),
+        baseline=True,
+        image_size=SIDE,
+        epochs=options.epochs,
+        precision=options.precision,
+        seed=seed,
+        maps=0,
+    )
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        model = ab.load_model(train(dataclasses.replace(config, out=f"{folder}/run")) / "last")
+    seconds = time.perf_counter() - began
+    test = open_data(options.data, seed=seed).test
+    assert test is not None
+    samples = [test[row] for row in range(len(test))]
+    images = torch.stack([model.preprocessing.tensor(sample.image) for sample in samples])
+    labels = torch.tensor([sample.target for sample in samples])
+    found = cost(model, (SIDE, SIDE))
+    entry: dict[str, Any] = {
+        "arm": arm,
+        "seed": seed,
+        "network": name,
+        "options": chosen,
+        "parameters": found.parameters,
+        "multiply_adds": found.multiply_adds,
+        "test_images": len(test),
+        "accuracy": accuracy(model, images, labels),
+        "training_seconds_on_a_busy_machine": round(seconds, 1),
+    }
+    if arm != "plain":
+        regions = torch.stack([torch.from_numpy(sample.region(model.preprocessing)) for sample in samples])
+        count = min(options.maps, len(images))
+        entry |= measure(model, images[:count], regions[:count], min(options.faithful, count))
+    return entry
+
+
+def main() -> None:
+    """Train and measure every arm with every seed, and write the record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arms", nargs="+", default=["residual", "naive", "plain"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--pictures", type=int, default=8000, help="training pictures")
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--maps", type=int, default=300, help="test pictures whose maps are measured")
+    parser.add_argument("--faithful", type=int, default=100, help="of these, pictures for insertion and deletion")
+    parser.add_argument("--out", default=None)
+    options = parser.parse_args()
+    options.data = f"digits:train={options.pictures},validation=500,test=1000"
+    folder = Path(__file__).parent / "records" / f"{datetime.date.today():%Y-%m-%d}-residual-attention"
+    path = Path(options.out) if options.out else folder / "digits.json"
+    record = json.loads(path.read_text()) if path.is_file() else {"runs": []}
+    for seed in options.seeds:
+        for arm in options.arms:
+            if any((one["arm"], one["seed"]) == (arm, seed) for one in record["runs"]):
+                continue
+            record["runs"].append(run(arm, seed, options))
+            record |= {
+                "command": "python benchmarks/residual_attention.py",
+                "data": f"{options.data}, shrunk to {SIDE} pixels",
+                "settings": f"recipe digits-study, {options.epochs} epochs, last epoch, {options.precision}",
+                "pointing": f"first {options.maps} test pictures, tolerance 15/224 of the side",
+                "insertion_minus_deletion": f"first {options.faithful} test pictures, of the predicted class",
+                "hardware": {"processor": processor(), "threads": torch.get_num_threads(), "shared": True},
+                "versions": versions(),
+            }
+            write_json(path, record)
+            print(json.dumps(record["runs"][-1]), flush=True)
+
+
+if __name__ == "__main__":
+    main()
