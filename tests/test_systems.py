@@ -34,6 +34,8 @@ class System:
 SYSTEMS = {
     "vgg16_cam": System("vgg16_cam"),
     "seresnet": System("seresnet18"),
+    "interpretable": System("interpretable:resnet14", side=32, options={"filter_weight": 10.0}),
+    "interpretable_released": System("interpretable:resnet14", side=32, options={"variant": "released"}),
 }
 
 

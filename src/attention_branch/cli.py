@@ -119,6 +119,7 @@ def explain(
             "grad-cam++",
             "hires-cam",
             "layer-cam",
+            "filters",
             "rollout",
             "integrated-gradients",
             "occlusion",
@@ -128,14 +129,15 @@ def explain(
         ],
         arg(
             help="attention is the network's map (where it looked, whatever the class); attention-class the branch's "
-            "evidence for one class; the cam methods read a layer; rollout is for vision transformers; "
+            "evidence for one class; the cam methods read a layer; filters shows of a layer's filters the one that adds "
+            "most to the class; rollout is for vision transformers; "
             "integrated-gradients and occlusion need captum; random, center and constant are controls."
         ),
     ] = "attention",
     target: Annotated[
         str | None, arg(help="Class (name or index) to explain; with several heads HEAD or HEAD=CLASS.")
     ] = None,
-    layer: Annotated[str, arg(help="Layer that a cam method reads, by name; auto chooses and says which.")] = "auto",
+    layer: Annotated[str, arg(help="Layer that a cam method or filters reads; auto chooses and says which.")] = "auto",
     scan_layers: Annotated[
         bool,
         arg(

@@ -1,7 +1,8 @@
 """Maps that say where a network looked, and the controls they have to beat."""
 
 from attention_branch.explanations.explanation import Explanation, explain
+from attention_branch.explanations.filters import filter_maps
 from attention_branch.explanations.methods import METHODS
 from attention_branch.explanations.resizing import upsample
 
-__all__ = ["METHODS", "Explanation", "explain", "upsample"]
+__all__ = ["METHODS", "Explanation", "explain", "filter_maps", "upsample"]

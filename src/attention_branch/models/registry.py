@@ -22,9 +22,18 @@ from attention_branch.models.vgg import CAM_NETWORKS, create_cam, create_wide_vg
 
 BRANCHES = ("paper", "lite")
 
+INTERPRETABLE = (
+    *SMALL, *CAM_NETWORKS, "vgg16", "vgg16_bn", "vgg19", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
+    "densenet121",
+)  # fmt: skip
+"""Some of the networks that `interpretable:NAME` is made of; timm's other VGGs, ResNets and DenseNets work too."""
+
 KINDS: dict[str, tuple[str, ...]] = {
     "32-pixel family": tuple(SMALL),
     "CAM's network": CAM_NETWORKS,
+    "interpretable CNN; also of timm's other VGGs, ResNets and DenseNets": tuple(
+        f"interpretable:{name}" for name in INTERPRETABLE
+    ),
 }
 """The networks of this package by kind; all others are timm's."""
 
