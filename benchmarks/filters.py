@@ -178,7 +178,10 @@ def main() -> None:
     torch.set_num_threads(1)
     folder = Path(__file__).parent / "records" / f"{datetime.date.today():%Y-%m-%d}-interpretable-cnn"
     path = Path(options.out) if options.out else folder / f"{options.name}.json"
-    fixed = {key: getattr(options, key) for key in ("network", "size", "train", "epochs", "batch", "lr", "precision", "split")}
+    fixed = {
+        key: getattr(options, key)
+        for key in ("network", "size", "train", "epochs", "batch", "lr", "precision", "split")
+    }
     data = open_data(options.data, seed=0)
     record: dict[str, Any] = {
         "command": "python benchmarks/filters.py",

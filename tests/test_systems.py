@@ -40,6 +40,8 @@ SYSTEMS = {
     "seresnet_sum_log": System("seresnet18", branch=True, options={"map_form": "sum-log", "branch": "lite"}),
     "moon": System("moon:resnet20", side=32, heads={"glasses": 2, "smiling": 1}),
     "facetracer": System("facetracer", heads={"glasses": 2, "smiling": 1}, learns=False),
+    "interpretable": System("interpretable:resnet14", side=32, options={"filter_weight": 10.0}),
+    "interpretable_released": System("interpretable:resnet14", side=32, options={"variant": "released"}),
 }
 
 

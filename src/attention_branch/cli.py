@@ -119,6 +119,7 @@ def explain(
             "grad-cam++",
             "hires-cam",
             "layer-cam",
+            "filters",
             "rollout",
             "soft-masks",
             "integrated-gradients",
@@ -129,16 +130,16 @@ def explain(
         ],
         arg(
             help="attention is the network's map (where it looked, whatever the class); attention-class the branch's "
-            "evidence for one class; the cam methods read a layer; rollout is for vision transformers, "
-            "soft-masks for Residual Attention Networks; integrated-gradients and occlusion need captum; random, "
-            "center and constant are controls."
+            "evidence for one class; the cam methods read a layer; filters shows of a layer's filters the one that adds "
+            "most to the class; rollout is for vision transformers, soft-masks for Residual Attention Networks; "
+            "integrated-gradients and occlusion need captum; random, center and constant are controls."
         ),
     ] = "attention",
     target: Annotated[
         str | None, arg(help="Class (name or index) to explain; with several heads HEAD or HEAD=CLASS.")
     ] = None,
     layer: Annotated[
-        str, arg(help="Layer that a cam method or soft-masks reads, by name; auto chooses and says which.")
+        str, arg(help="Layer that a cam method, filters or soft-masks reads, by name; auto chooses and says which.")
     ] = "auto",
     scan_layers: Annotated[
         bool,

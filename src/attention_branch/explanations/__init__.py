@@ -2,7 +2,8 @@
 
 from attention_branch.explanations.channel_weights import channel_weights
 from attention_branch.explanations.explanation import Explanation, explain
+from attention_branch.explanations.filters import filter_maps
 from attention_branch.explanations.methods import METHODS
 from attention_branch.explanations.resizing import upsample
 
-__all__ = ["METHODS", "Explanation", "channel_weights", "explain", "upsample"]
+__all__ = ["METHODS", "Explanation", "channel_weights", "explain", "filter_maps", "upsample"]

@@ -34,7 +34,8 @@ class Explanation:
     `maps` (N, H, W) float at the input's size, bilinear; `raw` (N, h, w) as the method gives it; `target` (N,) int64,
     or None where the map does not depend on a class; `layer` says where the map comes from; `logits` (N, K), or per
     head, and `attention_logits` likewise where there is an attention branch; `images` (N, 3, H, W) in [0, 1];
-    `value_range` is the scale the method defines, None for unbounded values.
+    `value_range` is the scale the method defines, None for unbounded values; `filters` (N,) int64 is the number of the
+    filter each map is of, where it is a single filter's.
     """
 
     maps: Tensor
@@ -48,6 +49,7 @@ class Explanation:
     head: str | None = None
     class_names: Sequence[str] | None = None
     attention_logits: Tensor | Mapping[str, Tensor] | None = None
+    filters: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.maps)
@@ -135,7 +137,8 @@ class Explanation:
         if self.target is None:
             kind = f"{self.method}{head} (class-agnostic)"
         else:
-            kind = f"{self.method}{head} for '{self._class_name(int(self.target[index]))}'"
+            which = "" if self.filters is None else f" ({int(self.filters[index])})"
+            kind = f"{self.method}{which}{head} for '{self._class_name(int(self.target[index]))}'"
         if not isinstance(self.logits, Tensor) and self.head is None:
             return kind
         logits = head_logits(self.logits, self.head)[index : index + 1].float()
@@ -161,9 +164,10 @@ def explain(
     Any classifier will do: one of ours, timm's, torchvision's, a module or a function that returns a tensor, tuple
     or dict. Methods: "attention" (the network's own map M; class-agnostic) and "attention-class" (its branch's evidence
     for a class), for networks with an attention branch; "cam", "grad-cam", "grad-cam++", "hires-cam", "layer-cam" (read
-    a `layer`); "rollout" (vision transformers; class-agnostic); "soft-masks" (Residual Attention Networks; reads an
-    attention module, the last or `layer`; class-agnostic); "integrated-gradients" and "occlusion" (need captum); the
-    controls "random" (from `seed`), "center" (Gaussian, sigma 0.25 of the side) and "constant".
+    a `layer`); "filters" (the one filter of a `layer` that adds most to the class's score); "rollout" (vision
+    transformers; class-agnostic); "soft-masks" (Residual Attention Networks; reads an attention module, the last or
+    `layer`; class-agnostic); "integrated-gradients" and "occlusion" (need captum); the controls "random" (from `seed`),
+    "center" (Gaussian, sigma 0.25 of the side) and "constant".
     `target`: None is the prediction; an index, a class name, one of these per image, a callable from logits to indices;
     with several heads a head's name or {head: class}. Several classes of one image give as many maps from one forward
     pass. `layer`: a module's name or the module; "auto" chooses, and `Explanation.layer` says what and why.
@@ -196,6 +200,7 @@ def explain(
         head=result.head,
         class_names=head_class_names(network, result.head),
         attention_logits=_for_each(result.attention_logits, len(raw)),
+        filters=result.filters,
     )
 
 

@@ -39,8 +39,11 @@ def class_filters(model: nn.Module, images: Tensor, target: Any, layer: str | nn
 
 @torch.no_grad()
 def filter_maps(
-    model: nn.Module, images: Tensor | Sequence[Image.Image] | Iterable[Tensor], layer: str | nn.Module = "auto",
-    *, batch_size: int = 64,
+    model: nn.Module,
+    images: Tensor | Sequence[Image.Image] | Iterable[Tensor],
+    layer: str | nn.Module = "auto",
+    *,
+    batch_size: int = 64,
 ) -> Tensor:
     """Return the maps (N, C, h, w) float32, on the CPU, of a layer's filters for images.
 

@@ -11,6 +11,7 @@ from attention_branch.errors import UserError
 from attention_branch.explanations.attributions import integrated_gradients, occlusion
 from attention_branch.explanations.cam import GRADIENT_CAMS, class_activation_map, head_pass
 from attention_branch.explanations.controls import CENTER_SIGMA, center_maps, constant_maps, random_maps
+from attention_branch.explanations.filters import class_filters, strongest_filter
 from attention_branch.explanations.layers import grid_layers
 from attention_branch.explanations.outputs import class_scores
 from attention_branch.explanations.rollout import rollout
@@ -39,6 +40,7 @@ class RawMaps(NamedTuple):
     head: str | None
     value_range: tuple[float, float] | None  # the scale the method defines; None where values have no bounds
     attention_logits: Tensor | Mapping[str, Tensor] | None  # (N, K), where the network has an attention branch
+    filters: Tensor | None = None  # (N,) int64: whose map it is, where it is a single filter's
 
 
 Method = Callable[[Request], RawMaps]
@@ -120,6 +122,14 @@ def gradient_cam(formula: Callable[[Tensor, Tensor], Tensor]) -> Method:
     return method
 
 
+def filters(request: Request) -> RawMaps:
+    """The activation of one filter an image: of the one that adds most to the class's score."""
+    done = class_filters(request.model, request.images, request.target, request.layer)
+    raw, numbers = strongest_filter(done)
+    found = _of_pass(done, raw)
+    return found._replace(layer=f"{found.layer}, the filter that adds most to the class's score", filters=numbers)
+
+
 def attention_rollout(request: Request) -> RawMaps:
     """A vision transformer's attention through all layers, to the class token. Class-agnostic."""
     _no_layer(request)
@@ -188,6 +198,7 @@ METHODS: dict[str, Method] = {
     "attention-class": attention_class,
     "cam": cam,
     **{name: gradient_cam(formula) for name, formula in GRADIENT_CAMS.items()},
+    "filters": filters,
     "rollout": attention_rollout,
     "soft-masks": soft_masks,
     "integrated-gradients": attribution(integrated_gradients),
@@ -197,7 +208,7 @@ METHODS: dict[str, Method] = {
     "constant": constant,
 }
 
-LAYERED = ("cam", *GRADIENT_CAMS)
+LAYERED = ("cam", *GRADIENT_CAMS, "filters")
 """The methods that read any layer of any network; "soft-masks" takes `layer` too, for one of its own modules."""
 
 CONTROLS = ("random", "center", "constant")

@@ -77,7 +77,9 @@ def location_instability(
             chosen = candidates[peaks[candidates, number].argsort(descending=True, stable=True)[:top]]
             if len(chosen) < 2:
                 continue
-            distance = torch.hypot(x[chosen, number] - places[chosen, part, 0], y[chosen, number] - places[chosen, part, 1])
+            distance = torch.hypot(
+                x[chosen, number] - places[chosen, part, 0], y[chosen, number] - places[chosen, part, 1]
+            )
             spreads.append(distance.std(correction=1) / diagonal)
         if spreads:
             values[number] = torch.stack(spreads).mean()
@@ -206,9 +208,7 @@ def _checked(maps: Tensor | np.ndarray) -> Tensor:
     return values
 
 
-def _result(
-    name: str, values: Tensor, seed: int, protocol: dict[str, Any], details: dict[str, Any]
-) -> MetricResult:
+def _result(name: str, values: Tensor, seed: int, protocol: dict[str, Any], details: dict[str, Any]) -> MetricResult:
     measured = values[~values.isnan()]
     return MetricResult(
         mean=float(measured.mean()) if len(measured) else math.nan,

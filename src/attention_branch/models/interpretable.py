@@ -156,7 +156,7 @@ class InterpretableLayer(nn.Module):
         sums = total(torch.cat([activation.to(dtype).T @ of_class, of_class.sum(0, keepdim=True)]))
         count = sums[-1]
         mean = sums[:-1] / count.clamp_min(1)
-        memory = torch.where(self.seen > 0, MEMORY[self.options.variant], 0.0)
+        memory = MEMORY[self.options.variant] * self.seen
         self.activity.copy_(torch.where(count > 0, torch.lerp(mean, self.activity, memory), self.activity))
         self.seen.copy_(torch.maximum(self.seen, (count > 0).to(dtype)))
 
@@ -232,4 +232,3 @@ def read_options(config: ModelConfig) -> tuple[FilterOptions, dict[str, Any]]:
     if not isinstance(options.mask, bool):
         raise UserError(f"mask is {options.mask!r}; use True or False.")
     return options, given
-

@@ -31,11 +31,20 @@ BRANCHES = ("paper", "lite")
 ATTRIBUTE_SYSTEMS = ("facetracer", "panda", "lnets-anet", "moon")
 """Systems for yes/no attributes (`attributes.py`); `moon:NAME` is MOON on another backbone."""
 
+INTERPRETABLE = (
+    *SMALL, *CAM_NETWORKS, "vgg16", "vgg16_bn", "vgg19", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
+    "densenet121",
+)  # fmt: skip
+"""Some of the networks that `interpretable:NAME` is made of; timm's other VGGs, ResNets and DenseNets work too."""
+
 KINDS: dict[str, tuple[str, ...]] = {
     "32-pixel family": tuple(SMALL),
     "CAM's network": CAM_NETWORKS,
     "Residual Attention Network": tuple(RESIDUAL_ATTENTION),
     "facial attributes system": ATTRIBUTE_SYSTEMS,
+    "interpretable CNN; also of timm's other VGGs, ResNets and DenseNets": tuple(
+        f"interpretable:{name}" for name in INTERPRETABLE
+    ),
 }
 """The networks of this package by kind; all others are timm's."""
 

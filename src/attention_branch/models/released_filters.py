@@ -50,7 +50,7 @@ def released_mask(x: Tensor, slope: Tensor) -> Tensor:
 
 
 def strengths(x: Tensor, mask: Tensor, own: Tensor, other: Tensor, slope: Tensor) -> Strengths:
-    """Return the pulls on maps x (N, C, h, w), for images of the filter's category, `own`, and of others (N, C) bool."""
+    """Return the pulls on maps x (N, C, h, w), for images of a filter's category (`own`) or others (N, C)."""
     t = TEMPERATURE
     fit = (x * mask).mean((2, 3))
     size = x.mean((2, 3))

@@ -2,6 +2,7 @@
 
 from attention_branch.explanations.attribute_figure import attribute_figure
 from attention_branch.explanations.figure import figure
+from attention_branch.explanations.filter_figure import filter_figure
 from attention_branch.report.evaluation_page import write_evaluation_report
 from attention_branch.report.explained import ExplainedFiles, explain_files
 from attention_branch.report.page import (
@@ -33,6 +34,7 @@ __all__ = [
     "attribute_figure",
     "explain_files",
     "figure",
+    "filter_figure",
     "strip",
     "write_evaluation_report",
     "write_report",

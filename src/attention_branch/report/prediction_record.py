@@ -60,6 +60,7 @@ def map_record(explanation: Explanation, row: int, file: str) -> dict[str, Any]:
         "class_agnostic": target is None,
         "head": explanation.head,
         "layer": explanation.layer,
+        **({} if explanation.filters is None else {"filter": int(explanation.filters[row])}),
         "height": raw.shape[0],
         "width": raw.shape[1],
         "min": raw.min().item(),
