@@ -169,11 +169,11 @@ def test_a_stopped_run_goes_on_to_the_same_weights(run, marks, tmp_path, monkeyp
 
     classifier, calls = facetracer._classifier, []
 
-    def stopped(given, head, places, seed):
+    def stopped(kept, truth, head, places, seed):
         calls.append(head)
         if head == 1 and len(calls) == 2:
             raise KeyboardInterrupt
-        return classifier(given, head, places, seed)
+        return classifier(kept, truth, head, places, seed)
 
     monkeypatch.setattr(facetracer, "_classifier", stopped)
     out = tmp_path / "again"

@@ -5,22 +5,24 @@ python docs/figures/facetracer.py
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("agg")
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from PIL import Image, ImageDraw
+from PIL import Image, ImageChops, ImageDraw
 
 import attention_branch as ab
 from attention_branch.training import TrainConfig, train
 
 SIZE = (109, 89)
 HEADS = ("glasses", "moustache", "dark hair")
-COUNT = 400
+COUNT = 500
 
 
 def drawn(random: np.random.Generator, glasses: bool, moustache: bool, dark: bool) -> Image.Image:
@@ -44,8 +46,12 @@ def drawn(random: np.random.Generator, glasses: bool, moustache: bool, dark: boo
     if moustache:
         draw.polygon(((66, 150), (88, 140), (110, 150), (104, 151), (88, 147), (72, 151)), fill=tuple(map(int, hair)))
     draw.arc((70, 142, 106, 164), 20, 160, fill=(160, 60, 60), width=4)
-    small = np.asarray(picture.resize((SIZE[1], SIZE[0]), Image.Resampling.LANCZOS)).astype(int)
-    return Image.fromarray((small + random.integers(-8, 9, small.shape)).clip(0, 255).astype(np.uint8))
+    moved = picture.rotate(float(random.uniform(-6, 6)), Image.Resampling.BILINEAR, fillcolor=picture.getpixel((0, 0)))
+    shift = tuple(int(value) for value in random.integers(-5, 6, 2))
+    moved = ImageChops.offset(moved, *shift)
+    small = np.asarray(moved.resize((SIZE[1], SIZE[0]), Image.Resampling.LANCZOS)).astype(float)
+    light = random.uniform(0.55, 1.1) * random.uniform(0.85, 1.15, 3)
+    return Image.fromarray((small * light + random.normal(0, 10, small.shape)).clip(0, 255).astype(np.uint8))
 
 
 def main() -> None:
@@ -67,32 +73,47 @@ def main() -> None:
             out=f"{temporary}/run", workers=0,
         )  # fmt: skip
         model = ab.load_model(train(config))
-    face = drawn(np.random.default_rng(7), True, True, True)
-    images = model.preprocessing.tensor(face)[None]
-    figure = Figure(figsize=(11, 3.9), facecolor="white")
+    face = drawn(np.random.default_rng(11), True, True, True)
+    with torch.no_grad():
+        answers = model(model.preprocessing.tensor(face)[None])
+    figure = Figure(figsize=(11, 4.3), facecolor="white")
     axes = figure.subplots(1, 1 + len(HEADS))
-    axes[0].imshow(face, extent=(0, SIZE[1], SIZE[0], 0))
-    axes[0].set_title("the regions", fontsize=10)
-    colors = matplotlib.colormaps["tab10"]
-    boxes = model.backbone.boxes(*SIZE).tolist()
-    for number, (name, (x0, y0, x1, y1)) in enumerate(zip(model.backbone.regions, boxes, strict=True)):
-        if name != "picture":
-            axes[0].add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec=colors(number % 10), lw=1.2))
-            axes[0].text(x0 + 1, y0 + 1, name, color=colors(number % 10), fontsize=6, va="top")
+    colors = dict(zip(model.backbone.regions, matplotlib.colormaps["tab20"].colors[::2] * 2, strict=False))
+    boxes = dict(zip(model.backbone.regions, model.backbone.boxes(*SIZE).tolist(), strict=True))
+    show(axes[0], face, [name for name in boxes if name != "picture"], boxes, colors)
+    axes[0].set_title("the regions of a face", fontsize=10)
+    for number, name in enumerate(name for name in boxes if name != "picture"):
+        place = (0.02 + 0.34 * (number % 3), -0.05 - 0.06 * (number // 3))
+        axes[0].text(*place, name, color=colors[name], fontsize=8, va="top", transform=axes[0].transAxes)
     for place, head in enumerate(HEADS, 1):
-        explanation = ab.explain(model, images, method="occlusion", target={head: 1})
-        answer = torch.softmax(model(images)[head], 1)[0, 1].item()
-        values = explanation.maps[0]
-        axes[place].imshow(face, extent=(0, SIZE[1], SIZE[0], 0))
-        axes[place].imshow(values, extent=(0, SIZE[1], SIZE[0], 0), cmap="inferno", alpha=0.55)
-        reads = "\n".join(" ".join(what) for what in model.reads(list(model.heads).index(head))[:2])
-        axes[place].set_title(f"{head}: yes {answer:.0%}", fontsize=10)
-        axes[place].set_xlabel(f"reads first\n{reads}", fontsize=7)
-    for one in axes:
-        one.set_xticks([])
-        one.set_yticks([])
-    figure.tight_layout()
-    figure.savefig(Path(__file__).parents[1] / "pictures" / "facetracer.png", dpi=100)
+        reads = model.reads(place - 1)
+        show(axes[place], face, [region for region, *_ in reads], boxes, colors)
+        axes[place].set_title(f"{head}: yes, {torch.softmax(answers[head], 1)[0, 1]:.0%}", fontsize=10)
+        for row, (region, pixels, norm, aggregation) in enumerate(reads):
+            text = f"{region}: {pixels}, {aggregation}" + (f", by {norm}" if norm != "none" else "")
+            place_of = (0.0, -0.05 - 0.06 * row)
+            axes[place].text(
+                *place_of, text, color=colors[region], fontsize=7, va="top", transform=axes[place].transAxes
+            )
+    figure.subplots_adjust(left=0.01, right=0.99, top=0.93, bottom=0.25, wspace=0.06)
+    path = Path(__file__).parents[1] / "pictures" / "facetracer.png"
+    figure.savefig(path, dpi=110)
+    Image.open(path).convert("RGB").quantize(255).save(path, optimize=True)
+
+
+def show(
+    axes: Axes, face: Image.Image, names: list[str], boxes: dict[str, list[float]], colors: dict[str, Any]
+) -> None:
+    """Draw a face with some regions outlined."""
+    axes.imshow(face, extent=(0, SIZE[1], SIZE[0], 0), alpha=0.9, interpolation="bicubic")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for number, name in enumerate(dict.fromkeys(names)):
+        x0, y0, x1, y1 = boxes[name]
+        inset = 0.5 * (number % 3)
+        outline = Rectangle((x0 + inset, y0 + inset), x1 - x0 - 2 * inset, y1 - y0 - 2 * inset, fill=False, lw=2)
+        outline.set_edgecolor(colors[name])
+        axes.add_patch(outline)
 
 
 if __name__ == "__main__":
