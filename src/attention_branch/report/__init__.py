@@ -4,6 +4,7 @@ from attention_branch.explanations.attribute_figure import attribute_figure
 from attention_branch.explanations.figure import figure
 from attention_branch.report.evaluation_page import write_evaluation_report
 from attention_branch.report.explained import ExplainedFiles, explain_files
+from attention_branch.report.guided_strip import guided_strip
 from attention_branch.report.page import (
     Bar,
     Block,
@@ -33,6 +34,7 @@ __all__ = [
     "attribute_figure",
     "explain_files",
     "figure",
+    "guided_strip",
     "strip",
     "write_evaluation_report",
     "write_report",
