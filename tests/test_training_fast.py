@@ -68,7 +68,7 @@ CHANGES = [
     {"optimizer": "sgd", "lr": 0.05, "augment": "pad-crop-flip", "mechanism": "product", "decay_all": True},
     {"ema": 0.9, "mixup": 0.4, "cutmix": 1.0, "label_smoothing": 0.1, "gradient_clip": 1.0},
     {"guided": "crop", "guided_by": "random", "guided_share": 0.5, "cutmix": 1.0},
-    {"guided": "cutmix", "guided_by": "ema", "ema": 0.9, "precision": "bf16"},
+    {"guided": "cutmix", "guided_by": "ema", "ema": 0.9, "guided_share": 0.5},
     {"baseline": True, "augment": "trivial-augment", "model_options": ("drop_rate=0.3",)},
 ]
 
