@@ -62,8 +62,9 @@ def settings(arm: str, seed: int, options: argparse.Namespace) -> TrainConfig:
     if "guided" in changes:
         changes["guided_share"] = options.share
     return recipe(
-        "cifar-modern", data="CIFAR-10 (JPEG)", model=options.network, branch=options.branch, epochs=options.epochs,
-        warmup_epochs=1, label_smoothing=0.0, ema=None, augment="pad-crop-flip", precision="bf16", seed=seed, **changes,
+        "cifar-modern", data="CIFAR-10 (JPEG)", model=options.network, branch=options.branch,
+        model_options=(f"stem_stride={options.stride}",), epochs=options.epochs,
+        warmup_epochs=1, label_smoothing=0.0, ema=None, augment="pad-crop-flip", precision="32", seed=seed, **changes,
     )  # fmt: skip
 
 
@@ -71,7 +72,7 @@ def one_run(arm: str, seed: int, data: dict[str, Any], options: argparse.Namespa
     """Train and test one network; return its record."""
     config = settings(arm, seed, options)
     torch.manual_seed(seed)
-    model = create_model(config.model, num_classes=10, branch=config.branch)
+    model = create_model(config.model, num_classes=10, branch=config.branch, stem_stride=options.stride)
     mean, std = data["normalization"]
     model.preprocessing = type(model.preprocessing)(size=(32, 32), mean=mean, std=std, resize="squash")
     trainer = FastTrainer(config, model, ResidentImages(*data["train"]))
@@ -109,7 +110,7 @@ def map_figures(trainer: FastTrainer, images: ResidentImages, config: TrainConfi
     for name, at_random in (("attended", False), ("random", True)):
         torch.manual_seed(0)
         found = Guide(trainer.model, change, at_random=at_random).changed(batch)
-        cells = found.boxes * found.maps.shape[1] // 32  # 16 x 16 cells of 2 pixels
+        cells = found.boxes * found.maps.shape[1] // 32
         # In cutmix a box is the partner's, so its own attention is that of the map before.
         maps = found.maps.roll(1, 0) if change == "cutmix" else found.maps
         held = attention_inside(maps, cells)
@@ -137,7 +138,7 @@ def run_all(options: argparse.Namespace) -> None:
     }
     common = {
         "command": f"python benchmarks/guided_study.py runs DATA --images {options.images} --epochs {options.epochs} "
-        f"--share {options.share:g} --network {options.network} --branch {options.branch}",
+        f"--share {options.share:g} --network {options.network} --branch {options.branch} --stride {options.stride}",
         "data": f"CIFAR-10 (JPEG): {options.images} training, {VALIDATION} validation images, 10,000 test images",
         "network": f"{options.network}, {options.branch} branch",
         "device": f"{processor()}, {torch.get_num_threads()} thread",
@@ -201,10 +202,11 @@ def main() -> None:
     runs.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     runs.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     runs.add_argument("--images", type=int, default=10_000, help="training images")
-    runs.add_argument("--epochs", type=int, default=12)
+    runs.add_argument("--epochs", type=int, default=8)
     runs.add_argument("--share", type=float, default=0.5, help="of the images that are changed")
-    runs.add_argument("--network", default="resnet20")
+    runs.add_argument("--network", default="resnet14")
     runs.add_argument("--branch", default="lite")
+    runs.add_argument("--stride", type=int, default=2, help="of the first convolution")
     summary = commands.add_parser("summary")
     for command in (runs, summary):
         command.add_argument("--out", default=str(RECORDS))

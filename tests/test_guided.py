@@ -11,8 +11,9 @@ from scipy import ndimage
 
 import attention_branch as ab
 from attention_branch.errors import UserError
+from attention_branch.models import AttentionBranchNetwork
 from attention_branch.report.guided_strip import guided_strip
-from attention_branch.training import TrainConfig, boxes, guided, recipe, train
+from attention_branch.training import TrainConfig, boxes, recipe, train
 from attention_branch.training.guided import CHANGES, Guide, make_guide, zoomed
 
 SMALL = torch.tensor(
@@ -37,12 +38,19 @@ def planted(spots, grid=8, high=0.9, low=0.1):
     return maps
 
 
-def network(maps=None, **options):
-    """Return a small network; with `maps` (N, T, h, w) the ones it answers with."""
-    model = ab.create_model("resnet14", **({"num_classes": 3} | options))
-    if maps is not None:
-        model.attend = lambda images: (maps[: len(images)], torch.zeros(len(images), 3))
-    return model
+class Planted(AttentionBranchNetwork):
+    """A network that is nothing but the maps (N, T, h, w) it answers with."""
+
+    def __init__(self, maps):
+        torch.nn.Module.__init__(self)
+        self.maps, self.map_control = maps, "own"
+
+    def attend(self, images):
+        return self.maps[: len(images)], torch.zeros(len(images), 3)
+
+
+def network(**options):
+    return ab.create_model("resnet14", num_classes=3, **options)
 
 
 class TestBoxes:
@@ -131,7 +139,7 @@ class TestGuide:
 
     def test_crop_and_drop_change_the_attended_box_of_the_first_images(self):
         images, targets = self.images(6), torch.arange(6)
-        model = network(planted([(0, 0, 4, 4), (4, 4, 8, 8), (2, 2, 5, 6)]))
+        model = Planted(planted([(0, 0, 4, 4), (4, 4, 8, 8), (2, 2, 5, 6)]))
         erased = Guide(model, "drop", share=0.5)(images, targets)
         assert erased.targets is targets
         assert erased.neighbours is None
@@ -146,7 +154,7 @@ class TestGuide:
     def test_cutmix_pastes_the_partners_box_and_mixes_labels_by_attention(self):
         images, targets = self.images(4), torch.tensor([5, 6, 7, 8])
         # Background 0.1 and attention 0.9 stretch to 0 and 1.
-        model = network(planted([(0, 0, 4, 4), (2, 2, 6, 6)]))
+        model = Planted(planted([(0, 0, 4, 4), (2, 2, 6, 6)]))
         found = Guide(model, "cutmix", share=0.5)(images, targets)
         wanted = images.clone()
         wanted[0, :, 8:24, 8:24] = images[1, :, 8:24, 8:24]
@@ -160,7 +168,7 @@ class TestGuide:
     def test_the_control_keeps_the_sizes_and_mixes_by_area(self):
         images, targets = self.images(40), torch.arange(40)
         spots = [(0, 0, 2 + number % 3, 2 + number % 4) for number in range(40)]
-        model = network(planted(spots))
+        model = Planted(planted(spots))
         for change in CHANGES:
             attended = Guide(model, change, share=1.0).changed(images)
             control = Guide(model, change, share=1.0, at_random=True).changed(images)
@@ -178,7 +186,7 @@ class TestGuide:
     def test_a_flat_map_changes_nothing(self, change):
         images, targets = self.images(4), torch.arange(4)
         for at_random in (False, True):
-            model = network(planted([None, None, None, None]))
+            model = Planted(planted([None, None, None, None]))
             found = Guide(model, change, share=1.0, at_random=at_random)(images, targets)
             torch.testing.assert_close(found.images, images)
             if found.neighbours is not None:
@@ -186,7 +194,7 @@ class TestGuide:
 
     def test_it_counts_whole_images_and_at_least_one(self):
         images = self.images(10)
-        model = network(planted([(0, 0, 4, 4)] * 10))
+        model = Planted(planted([(0, 0, 4, 4)] * 10))
         for share, count in [(0.01, 1), (0.25, 2), (0.5, 5), (1.0, 10)]:
             found = Guide(model, "drop", share=share)(images, torch.arange(10)).images
             assert (found != images).flatten(1).any(1).tolist() == [True] * count + [False] * (10 - count)
@@ -198,9 +206,9 @@ class TestGuide:
         images = self.images(2)
         maps = torch.cat([planted([(0, 0, 4, 4), (0, 0, 4, 4)]), planted([(0, 0, 4, 4), (4, 4, 8, 8)])], dim=1)
         targets = {"a": torch.tensor([0, 1]), "b": torch.tensor([-1, 2])}
-        found = Guide(network(maps), "cutmix", share=1.0)(images, targets)
+        found = Guide(Planted(maps), "cutmix", share=1.0)(images, targets)
         assert {head: value.tolist() for head, value in found.neighbours.items()} == {"a": [1, 0], "b": [2, -1]}
-        assert torch.equal(Guide(network(maps), "crop").changed(images).maps, maps.mean(1))
+        assert torch.equal(Guide(Planted(maps), "crop").changed(images).maps, maps.mean(1))
 
     def test_the_maps_are_those_of_evaluation_and_leave_no_trace(self):
         model = network().train()
@@ -220,7 +228,7 @@ class TestGuide:
             torch.testing.assert_close(found.maps, model.eval()(images).attention[:, 0])
 
     def test_gradients_under_autocast_are_those_without_a_guide(self):
-        images, targets = self.images(4), torch.tensor([0, 1, 2, 0])
+        images, targets = self.images(2, side=16), torch.tensor([0, 2])
         gradients = []
         for guide in (False, True):
             torch.manual_seed(0)
@@ -236,18 +244,18 @@ class TestGuide:
 
     def test_what_cannot_be_guided_is_said(self):
         with pytest.raises(UserError, match="Unknown change 'zoom'; use one of crop, drop, cutmix"):
-            Guide(network(), "zoom")
+            Guide(Planted(SMALL[None, None]), "zoom")
         with pytest.raises(UserError, match="has no map of its own"):
             Guide(ab.create_backbone("resnet14", num_classes=2), "crop")
         with pytest.raises(UserError, match="has no map of its own"):
             Guide(network(map_control="constant"), "crop")
         with pytest.raises(UserError, match="1x1 cells is too coarse"):
-            Guide(network(torch.rand(4, 1, 1, 1)), "drop").changed(self.images())
+            Guide(Planted(torch.rand(4, 1, 1, 1)), "drop").changed(self.images())
         with pytest.raises(UserError, match="no average of the weights"):
-            make_guide(TrainConfig(data="d", guided="crop", guided_by="ema"), network(), None)
+            make_guide(TrainConfig(data="d", guided="crop", guided_by="ema"), Planted(SMALL[None, None]), None)
 
     def test_whose_maps(self):
-        model, average = network(), network()
+        model, average = Planted(SMALL[None, None]), Planted(SMALL[None, None])
         assert make_guide(TrainConfig(data="d"), model, average) is None
         for by, source in [("running", model), ("random", model), ("ema", average)]:
             config = TrainConfig(data="d", guided="drop", guided_by=by, guided_share=0.3, guided_threshold=0.6)
@@ -275,7 +283,7 @@ def test_the_strip_shows_box_and_change(tmp_path):
 
 def test_a_run_draws_its_strips_and_goes_on_as_if_never_stopped(tmp_path):
     values = {
-        "data": "digits:train=32,validation=12,test=10", "model": "resnet14", "image_size": 32, "batch_size": 8,
+        "data": "digits:train=16,validation=10,test=10", "model": "resnet14", "image_size": 32, "batch_size": 8,
         "maps": 3, "accelerator": "cpu", "schedule": "constant", "warmup_epochs": 0.0, "guided": "cutmix",
         "guided_by": "random", "guided_share": 0.5,
     }  # fmt: skip
@@ -285,4 +293,3 @@ def test_a_run_draws_its_strips_and_goes_on_as_if_never_stopped(tmp_path):
     assert sorted(path.name for path in (whole / "guided").iterdir()) == ["epoch-000.png", "epoch-001.png"]
     one, two = (ab.load_model(run / "last").state_dict() for run in (whole, first))
     assert all(torch.equal(value, two[name]) for name, value in one.items())
-    assert guided.CHANGES.keys() == {"crop", "drop", "cutmix"}

@@ -77,6 +77,15 @@ def test_arguments_that_cannot_be_read(arguments: list[str], message: str) -> No
         ({"image_size": (224, 0)}, r"image_size is \(224, 0\)"),
         ({"resize": "stretch"}, "Unknown resize 'stretch'; use one of crop, squash"),
         ({"resume": "a", "out": "b"}, "its own folder"),
+        ({"guided": "croup"}, "Unknown guided 'croup'.*Did you mean 'crop'"),
+        ({"guided_share": 0.5}, "guided_share is 0.5, but nothing is guided"),
+        ({"guided": "crop", "guided_share": 0.0}, "guided_share is 0.0; it must be above 0"),
+        ({"guided": "crop", "guided_threshold": 1.0}, "guided_threshold is 1.0"),
+        ({"guided": "drop", "baseline": True}, "guided is drop, but baseline has no map"),
+        ({"guided": "drop", "map_control": "shuffled"}, "map_control shuffled has none of its own"),
+        ({"guided": "drop", "guided_by": "ema"}, "no average of the weights; add --ema"),
+        ({"guided": "cutmix", "mixup": 0.2, "cutmix": 1.0}, "guided cutmix and mixup would both mix the labels"),
+        ({"guided": "cutmix", "cutmix": 1.0}, "guided cutmix and cutmix would both"),
     ],
 )
 def test_settings_that_cannot_work_are_named(changes: dict, message: str) -> None:

@@ -67,6 +67,8 @@ CHANGES = [
     {},
     {"optimizer": "sgd", "lr": 0.05, "augment": "pad-crop-flip", "mechanism": "product", "decay_all": True},
     {"ema": 0.9, "mixup": 0.4, "cutmix": 1.0, "label_smoothing": 0.1, "gradient_clip": 1.0},
+    {"guided": "crop", "guided_by": "random", "guided_share": 0.5, "cutmix": 1.0},
+    {"guided": "cutmix", "guided_by": "ema", "ema": 0.9, "guided_share": 0.5},
     {"baseline": True, "augment": "trivial-augment", "model_options": ("drop_rate=0.3",)},
 ]
 
@@ -87,8 +89,9 @@ def test_ends_with_the_weights_of_the_plain_path(tmp_path, data, changes):
         assert torch.equal(value, wanted[name]), name
 
 
-def test_goes_on_after_a_stop_as_if_there_was_none(data):
-    config = settings(epochs=3, ema=0.9, label_smoothing=0.1)
+@pytest.mark.parametrize("changes", [{}, {"guided": "drop", "guided_by": "ema", "guided_share": 0.5}])
+def test_goes_on_after_a_stop_as_if_there_was_none(data, changes):
+    config = settings(epochs=3, ema=0.9, label_smoothing=0.1, **changes)
     whole = run(config, data)
     first = trainer(config, data)
     first.advance()
@@ -172,6 +175,8 @@ def test_what_it_does_not_do_is_said(data):
         trainer(settings(), data, graph=True)
     with pytest.raises(UserError, match="mixes batches, so that its steps cannot be a CUDA graph"):
         trainer(settings(mixup=0.2), data, graph=True)
+    with pytest.raises(UserError, match="maps that another pass makes, so that its steps cannot be a CUDA graph"):
+        trainer(settings(guided="crop"), data, graph=True)
     with pytest.raises(UserError, match="The run is on meta and its pictures on cpu"):
         trainer(settings(), data, device="meta")
 
@@ -191,9 +196,18 @@ class Waiting(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_no_step_waits_for_the_device(data, optimizer):
-    made = trainer(settings(optimizer=optimizer, augment="pad-crop-flip", ema=0.9, label_smoothing=0.1), data)
+WAITING = [
+    {"optimizer": "sgd"},
+    {"optimizer": "adamw"},
+    {"guided": "crop", "guided_by": "random"},
+    {"guided": "drop"},
+    {"guided": "cutmix", "guided_by": "ema"},
+]
+
+
+@pytest.mark.parametrize("changes", WAITING)
+def test_no_step_waits_for_the_device(data, changes):
+    made = trainer(settings(augment="pad-crop-flip", ema=0.9, label_smoothing=0.1, **changes), data)
     made.train_images.on_device = torch.from_numpy(made.train_images.pixels)  # what a GPU does, done by the CPU
     made.advance(1)
     with Waiting() as waiting:

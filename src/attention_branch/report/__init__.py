@@ -5,6 +5,7 @@ from attention_branch.explanations.figure import figure
 from attention_branch.explanations.filter_figure import filter_figure
 from attention_branch.report.evaluation_page import write_evaluation_report
 from attention_branch.report.explained import ExplainedFiles, explain_files
+from attention_branch.report.guided_strip import guided_strip
 from attention_branch.report.page import (
     Bar,
     Block,
@@ -35,6 +36,7 @@ __all__ = [
     "explain_files",
     "figure",
     "filter_figure",
+    "guided_strip",
     "strip",
     "write_evaluation_report",
     "write_report",
