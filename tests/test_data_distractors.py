@@ -118,7 +118,9 @@ def test_no_sign_is_a_digit(kind):
 
 @pytest.mark.parametrize("kind", list(SIGNS))
 def test_splits_share_no_drawing(kind):
-    found = {split: {glyph.tobytes() for glyph, _ in drawings(kind, split)} for split in ("train", "validation", "test")}
+    found = {
+        split: {glyph.tobytes() for glyph, _ in drawings(kind, split)} for split in ("train", "validation", "test")
+    }
     assert not found["train"] & found["test"]
     assert not found["train"] & found["validation"]
     assert not found["validation"] & found["test"]

@@ -51,7 +51,9 @@ def test_agrees_with_the_definition_written_out(tolerance):
     right = np.arange(80) % 3 == 0
     assert found.share(DISTRACTOR, ~right) == pytest.approx(np.mean(np.array(places)[~right] == DISTRACTOR))
     for mask, result in ((objects, found.mass_on_object), (distractors, found.mass_on_distractor)):
-        shares = [(one.clamp_min(0) * where).sum() / one.clamp_min(0).sum() for one, where in zip(maps, mask, strict=True)]
+        shares = [
+            (one.clamp_min(0) * where).sum() / one.clamp_min(0).sum() for one, where in zip(maps, mask, strict=True)
+        ]
         assert result.values.tolist() == pytest.approx([float(share) for share in shares], rel=1e-5)
 
 

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 from scipy import stats
 
@@ -14,6 +15,7 @@ from attention_branch.data import open_data
 from attention_branch.metrics import distraction
 from attention_branch.reproduce.arrays import Arrays, preprocessing_of
 from attention_branch.reproduce.cells import Cell, cells_for, choose
+from attention_branch.reproduce.figures import draw_figure, first_of_classes
 from attention_branch.reproduce.groups import read_groups
 from attention_branch.reproduce.page import write_tables_page
 from attention_branch.reproduce.plan import Protocol, make_jobs, recipe_of
@@ -45,7 +47,9 @@ def small(tmp_path_factory):
         cell = Cell("resnet14", "digits-distracted", arm)
         return make_jobs([cell], origin, data, Protocol(epochs=1), [0], folder / "runs", True)[0]
 
-    arrays = Arrays(folder / "arrays", data).write(data, preprocessing_of(job("plain").config, data), open_others(origin))
+    arrays = Arrays(folder / "arrays", data).write(
+        data, preprocessing_of(job("plain").config, data), open_others(origin)
+    )
     return data, arrays, job
 
 
@@ -102,7 +106,9 @@ def test_a_record_says_what_distractors_do(small, arm):
     data, arrays, job = small
     record = finish(job(arm), arrays)
     network = ab.load_model(job(arm).network).eval()
-    splits = {"test_error": data.test} | {f"test_error_{name}": one for name, one in open_others(small_origin()).items()}
+    splits = {"test_error": data.test} | {
+        f"test_error_{name}": one for name, one in open_others(small_origin()).items()
+    }
     for name, images in splits.items():
         pictures = torch.stack([network.preprocessing.tensor(sample.image) for sample in images])
         with torch.no_grad():
@@ -131,7 +137,13 @@ def made_up(arm, seed, error, without, mass):
     """Return a record with maps whose mass on the distractor is given; a constant map has 0.1 there."""
     on = {"n": 100, "on_object": 0.6, "on_distractor": 0.3, "elsewhere": 0.1, "mass_on_object": 0.2,
           "mass_on_distractor": mass, "object_area": 0.05, "distractor_area": 0.1}  # fmt: skip
-    nothing = on | {"on_object": 0, "on_distractor": 0, "elsewhere": 1, "mass_on_object": 0.05, "mass_on_distractor": 0.1}
+    nothing = on | {
+        "on_object": 0,
+        "on_distractor": 0,
+        "elsewhere": 1,
+        "mass_on_object": 0.05,
+        "mass_on_distractor": 0.1,
+    }
     figures = {"test_error": error, "validation_error": error, "test_error_without": without, "test_error_shapes": 0.5}
     return {
         "format": 1,
@@ -206,3 +218,27 @@ def test_the_terminal_and_the_page_show_them(folder, tmp_path):
         path.write_text(json.dumps(record))
     page = Page(write_tables_page(tmp_path / "page.html", read_groups([folder])).read_text())
     assert "what distractors cost" not in page.text
+
+
+def test_the_figure_shows_each_arms_map_and_answer(small, tmp_path):
+    data, arrays, job = small
+    jobs = [job(arm) for arm in ("plain", "residual")]
+    for one in jobs:
+        if not one.network.is_dir():
+            finish(one, arrays)
+    with Image.open(draw_figure("distractors", jobs, data, tmp_path / "figure.png")) as drawn:
+        assert drawn.format == "PNG"
+        # Three columns of 1.35 inches, six rows of 1.55, at 120 dots an inch.
+        assert drawn.size == (round(120 * (3 * 1.35 + 0.1)), round(120 * (0.55 + 6 * 1.55 + 0.35)))
+        shown = drawn.convert("RGB")
+    chosen = first_of_classes(data.test, 6)
+    assert chosen == [0, 1, 2, 3, 4, 5]
+    for row, number in enumerate(chosen):
+        apart = []
+        for column in range(3):
+            left, top = 120 * (0.08 + column * 1.35), 120 * (0.61 + row * 1.55)
+            panel = shown.crop((round(left), round(top), round(left + 154.8), round(top + 154.8))).resize((64, 64))
+            apart.append(np.median(np.abs(np.asarray(panel) / 1.0 - np.asarray(data.test[number].image))))
+        # The picture itself, but for the outline, and the same with maps on it.
+        assert apart[0] < 8
+        assert min(apart[1:]) > apart[0] + 3

@@ -20,6 +20,7 @@ REFERENCES = (
 )  # fmt: skip
 """Arms that every other arm is compared with."""
 
+
 def difference(first: Group, second: Group, place: str = "last", name: str = "test_error") -> Difference | None:
     """Compare two arms over the seeds both have; None where there is none.
 
