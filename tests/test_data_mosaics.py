@@ -117,6 +117,62 @@ def test_how_often_a_class_is_present(crowd):
     assert len(np.unique(pictures)) == 10 * len(members)
 
 
+def one_target(folder, more="", seed=5, sizes="train=30,validation=20,test=60"):
+    return open_data(f"mosaics:{folder},classes=2,{sizes},side=32,target=one{more}", seed=seed, progress=False)
+
+
+def test_one_quarter_counts_and_the_others_say_nothing(folder):
+    data = one_target(folder)
+    asked = list(data.tasks["label"])
+    assert data.num_classes == len(asked) == 2
+    assert not data.multitask
+    counts = np.zeros(4, dtype=int)
+    for images in data.splits.values():
+        for sample in images:
+            shown = [class_of(quarter[8, 8]) for quarter in quarters(sample.image)]
+            # One quarter shows a class that is asked for; the others show classes that never are.
+            (place,) = [number for number, name in enumerate(shown) if name in asked]
+            assert asked[sample.target] == shown[place]
+            wanted = np.kron(np.eye(4)[place].reshape(2, 2), np.ones((16, 16)))
+            assert np.array_equal(sample.mask, wanted)
+            assert np.array_equal(sample.distractor, 1 - wanted)
+            assert sample.masks is None
+            counts[place] += 1
+    # 110 mosaics: a quarter each, standard deviation 4.5.
+    assert (np.abs(counts - 27.5) < 18).all()
+    assert "of which one counts" in data.split_made
+    assert 5 < np.bincount(data.test.targets)[0] < 55
+
+
+def test_without_distractors_the_same_quarter_stands_alone(folder):
+    """The quarter that counts, its place and its label are those of the mosaic with distractors; the rest is grey."""
+    full, alone = one_target(folder), one_target(folder, ",test-distractors=no")
+    assert alone.train.fingerprint() == full.train.fingerprint()
+    assert alone.test.fingerprint() != full.test.fingerprint()
+    assert np.array_equal(alone.test.targets, full.test.targets)
+    one_by_one = np.stack([np.asarray(alone.test[number].image) for number in range(60)])
+    assert np.array_equal(alone.test.source.pixels(), one_by_one)
+    inside = np.stack([sample.mask for sample in full.test]) > 0
+    assert np.array_equal(one_by_one[inside], full.test.source.pixels()[inside])
+    assert (one_by_one[~inside] == 128).all()
+    assert (full.test.source.pixels()[~inside] != 128).any()
+    assert alone.test[0].distractor is None
+    assert alone.train[0].distractor is not None
+    assert "grey in test" in alone.split_made
+    everywhere = one_target(folder, ",distractors=no")
+    assert np.array_equal(everywhere.test.source.pixels(), one_by_one)
+    assert everywhere.train[0].distractor is None
+    assert "grey in train, validation, test" in everywhere.split_made
+
+
+def test_one_target_is_a_pure_function_of_seed_split_and_index(folder):
+    first, again = one_target(folder), one_target(folder)
+    one_by_one = np.stack([np.asarray(again.test[number].image) for number in range(60)])
+    assert np.array_equal(first.test.source.pixels(), one_by_one)
+    assert (one_target(folder, seed=6).test.source.pixels() != one_by_one).any()
+    assert first.test.id(0).startswith("mosaics-target-32/test/0/")
+
+
 def test_the_record_says_what_it_is(folder, data):
     made = open_data(f"mosaics:{folder},classes=n00000001|blue,crowd=1", seed=0, progress=False)
     assert list(made.tasks) == [NAMES[0], NAMES[2]]
@@ -272,6 +328,11 @@ def test_classes_by_any_of_their_names():
         ("classes=red|pink", "'pink' .* is not the name of one class"),
         ("classes=4,crowd=3", "nothing is left for the 1 other quarters"),
         ("side=64,side=32", "stands twice"),
+        ("target=two", "it can be one"),
+        ("distractors=no", "only with target=one"),
+        ("classes=2,target=one,distractors=maybe", "it can be yes or no"),
+        ("classes=2,target=one,crowd=2", "leave crowd out"),
+        ("classes=4,target=one", "choose fewer classes.$"),
     ],
 )
 def test_bad_options_are_refused(folder, options, says):

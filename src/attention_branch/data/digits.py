@@ -156,7 +156,7 @@ class DigitSource(Source):
 
 
 def open_digits(spec: str, seed: int) -> DataSet:
-    """Open `digits`, `digits:train=2000,test=500`, `digits:mark=position,test-mark=class` or `digits:distractor=letter`.
+    """Open `digits`, `digits:train=2000,test=500`, `digits:mark=position,test-mark=class`, `digits:distractor=letter`.
 
     A size that is not named keeps its default. `mark` codes the class in train and validation by its position or its
     colour; `test-mark` is what it says in test: random (the default), class or none. `distractor` is a second sign that

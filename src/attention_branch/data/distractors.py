@@ -8,6 +8,7 @@ class, never on the digit; the digit and the photo are, pixel by pixel, those of
 
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 
@@ -40,7 +41,10 @@ _SHAPES: dict[str, _Strokes] = {
     "house": (((0, 1), (0, 0.45), (0.5, 0), (1, 0.45), (1, 1), (0, 1)),),
     "triangle": (((0, 1), (0.5, 0), (1, 1), (0, 1)),),
     "flag": (((0, 1), (0, 0), (1, 0.25), (0, 0.5)),),
-    "waves": (((0, 0.3), (0.25, 0), (0.5, 0.3), (0.75, 0), (1, 0.3)), ((0, 1), (0.25, 0.7), (0.5, 1), (0.75, 0.7), (1, 1))),
+    "waves": (
+        ((0, 0.3), (0.25, 0), (0.5, 0.3), (0.75, 0), (1, 0.3)),
+        ((0, 1), (0.25, 0.7), (0.5, 1), (0.75, 0.7), (1, 1)),
+    ),
 }  # fmt: skip
 
 SIGNS = {"letter": _LETTERS, "shape": _SHAPES}
@@ -49,7 +53,7 @@ KINDS = (*SIGNS, "none")
 
 # Drawings of each sign in a split: about as many as there are scans of each digit.
 _DRAWINGS = {"train": 125, "validation": 18, "test": 36}
-# The bitmap, and what varies from one drawing to the next: shares of the sign's side, but for the pen's width in pixels.
+# The bitmap, and what varies from one drawing to the next: the pen's width in pixels, the rest as shares of the side.
 _BITMAP, _BLOCK = 32, 4
 _PEN, _WIDTHS, _SLANT, _UNSTEADY = (3.6, 5.6), (0.4, 0.7), 0.2, 0.06
 # Between the distractor, its soft edge included, and the digit's box.
@@ -111,7 +115,7 @@ def scan(strokes: _Strokes, random: np.random.Generator) -> np.ndarray:
     ink = np.zeros((_BITMAP, _BITMAP), dtype=bool)
     for points in lines:
         placed = (points - low) * scale + offset
-        for start, end in zip(placed[:-1], placed[1:], strict=True):
+        for start, end in pairwise(placed):
             ink |= _distance(pixels, start, end) <= pen / 2
     blocks = ink.reshape(_BITMAP // _BLOCK, _BLOCK, _BITMAP // _BLOCK, _BLOCK)
     return blocks.sum((1, 3)).astype(float)

@@ -1,4 +1,4 @@
-"""Small signs as smooth opacity pictures, and how one is scaled and painted on a picture in a colour that stands out."""
+"""Small signs as smooth opacity pictures, scaled and painted on a picture in a colour that stands out."""
 
 import numpy as np
 from PIL import Image

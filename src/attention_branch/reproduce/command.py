@@ -15,7 +15,9 @@ _THREE = (0, 1, 2)
 
 def reproduce(
     what: Annotated[
-        Positional[Literal["table1", "table2", "table3", "table4", "figure4", "figure7", "digits", "distractors", "show"]],
+        Positional[
+            Literal["table1", "table2", "table3", "table4", "figure4", "figure7", "digits", "distractors", "show"]
+        ],
         arg(
             metavar="WHAT",
             help="table1 to table4: the paper's tables; figure4: CAM, Grad-CAM and the attention map side by side; "

@@ -91,8 +91,8 @@ def reproduce(
             opened = open_origin(origin)
             _check_count(protocol, opened, origin)
             made = make_jobs(mine, origin, opened, protocol, list(seeds), folder, keep_models or what in FIGURES)
-            if what in FIGURES:
-                figures.append((made, opened))
+            if what in FIGURES or (what == "distractors" and keep_models):
+                figures.append(([job for job in made if job.config.seed == min(seeds)], opened))
             todo = unfinished(made, resume)
             done = len(made) - len(todo)
             console.print(f"{origin.title}: {len(made)} runs, {done} of them finished already.", highlight=False)

@@ -1,4 +1,4 @@
-"""The paper's figures from one's own runs: figure 4 (CAM, Grad-CAM, ABN side by side), figure 7 (a map a head)."""
+"""Figures from one's own runs: the paper's 4 (CAM, Grad-CAM, ABN side by side) and 7 (a map a head), and distractors."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,9 +14,10 @@ from attention_branch.explanations.attribute_figure import attribute_figure, fir
 from attention_branch.explanations.canvas import INK, QUIET, rendered, sheet, shortened
 from attention_branch.explanations.overlay import overlay
 from attention_branch.models import load_model
+from attention_branch.reproduce.distraction_figure import distraction_figure
 from attention_branch.reproduce.plan import Job
 
-PICTURES = {"figure4": 8, "figure7": 4}
+PICTURES = {"figure4": 8, "figure7": 4, "distractors": 6}
 _PANEL = 1.7
 
 
@@ -32,6 +33,8 @@ def draw_figure(what: str, jobs: Sequence[Job], data: DataSet, path: Path) -> Pa
     part = f" of {count:,} images" if (count := jobs[0].protocol.train_images) else ""
     smoke = f"; smoke test of {epochs} epoch{'s' * (epochs != 1)}{part}" if jobs[0].protocol.shortened else ""
     title = f"{jobs[0].cell.network}, {jobs[0].origin.title}{place}{smoke}"
+    if what == "distractors":
+        return distraction_figure(networks, samples, title, path)
     if what == "figure7":
         pictures = [sample.image for sample in samples]
         attribute_figure(networks["residual"], pictures, stretch=True, title=title, path=path)

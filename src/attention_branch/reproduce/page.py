@@ -7,6 +7,7 @@ from typing import Any
 from attention_branch.report.page import Block, write_report
 from attention_branch.report.statements import Cell, Records, Sheet, Statements
 from attention_branch.reproduce.arms import ARMS
+from attention_branch.reproduce.distraction_tables import distraction_sheets
 from attention_branch.reproduce.findings import statements
 from attention_branch.reproduce.groups import Group
 from attention_branch.reproduce.published import TABLES
@@ -25,9 +26,11 @@ def write_tables_page(path: str | Path, groups: Sequence[Group]) -> Path:
     blocks: list[Block] = [
         Statements("What the measurements say", [(_name(study), statements(study)) for study in whole])
     ]
-    blocks += [_arms(study) for study in whole]
+    for study in whole:
+        blocks += [_arms(study), *distraction_sheets(study, _name(study))]
     blocks += [_table(name, title, [row for row in rows if row["table"] == name]) for name, title in TABLES.items()]
-    blocks += [_arms(study) for study in smoke]
+    for study in smoke:
+        blocks += [_arms(study), *distraction_sheets(study, _name(study))]
     blocks.append(Records("How it was run", [(_name(study), _facts(study)) for study in found]))
     runs = sum(len(group.records) for group in groups)
     return write_report(

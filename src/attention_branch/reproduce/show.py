@@ -7,6 +7,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from attention_branch.reproduce.distraction_tables import print_distraction
 from attention_branch.reproduce.groups import Group
 from attention_branch.reproduce.published import TABLES
 from attention_branch.reproduce.results import studies, table_rows
@@ -74,6 +75,11 @@ def _print_study(study: dict[str, Any], console: Console) -> None:
     console.print(table)
     if study["machines"][1:]:
         console.print(f"  Runs{several_machines(study['machines'])}.", highlight=False, markup=False, soft_wrap=True)
+    _say_columns(console)
+    print_distraction(study, console)
+
+
+def _say_columns(console: Console) -> None:
     console.print(
         "  error: last epoch. cost: multiply-adds. The last three: points of error less those of the plain backbone, "
         "of deep supervision alone, of a wider plain network of the same cost; negative is better, paired by seed, ! "
