@@ -179,7 +179,7 @@ def test_a_network_is_trained_with_it(tmp_path):
             "digits",
             data="digits:train=64,validation=16,test=16",
             model="seresnet18",
-            model_options=("channels=[4, 8, 8, 8]", "layers=[1, 1, 1, 1]"),
+            model_options=("channels=[8, 16, 16, 16]", "layers=[1, 1, 1, 1]"),
             map_form="sum-log",
             epochs=1,
             warmup_epochs=0.0,
