@@ -164,8 +164,9 @@ def explain(
     Any classifier will do: one of ours, timm's, torchvision's, a module or a function that returns a tensor, tuple
     or dict. Methods: "attention" (the network's own map M; class-agnostic) and "attention-class" (its branch's evidence
     for a class), for networks with an attention branch; "cam", "grad-cam", "grad-cam++", "hires-cam", "layer-cam" (read
-    a `layer`); "filters" (the one filter of a `layer` that adds most to the class's score); "rollout" (vision transformers; class-agnostic); "integrated-gradients" and "occlusion" (need captum);
-    the controls "random" (from `seed`), "center" (Gaussian, sigma 0.25 of the side) and "constant".
+    a `layer`); "filters" (the one filter of a `layer` that adds most to the class's score); "rollout" (vision
+    transformers; class-agnostic); "integrated-gradients" and "occlusion" (need captum); the controls "random" (from
+    `seed`), "center" (Gaussian, sigma 0.25 of the side) and "constant".
     `target`: None is the prediction; an index, a class name, one of these per image, a callable from logits to indices;
     with several heads a head's name or {head: class}. Several classes of one image give as many maps from one forward
     pass. `layer`: a module's name or the module; "auto" chooses, and `Explanation.layer` says what and why.
