@@ -193,6 +193,44 @@ def faces(tmp_path):
     return tmp_path / "faces"
 
 
+LANDMARKS = "lefteye_x lefteye_y righteye_x righteye_y nose_x nose_y leftmouth_x leftmouth_y rightmouth_x rightmouth_y"
+
+
+def write_landmarks(root, annotations="Anno/"):
+    """Write CelebA's landmarks as published, about where aligned faces have them; returns them by picture."""
+    random = np.random.default_rng(2)
+    usual = np.array([[69, 111], [108, 111], [88, 135], [71, 152], [105, 152]])
+    points = {f"{number:06d}.jpg": usual + random.integers(-3, 4, (5, 2)) for number in range(1, len(SPLITS) + 1)}
+    lines = [f"{name} " + "  ".join(f"{value:>3d}" for value in values.flatten()) for name, values in points.items()]
+    text = f"{len(SPLITS)}\n{LANDMARKS}\n" + "\n".join(lines) + "\n"
+    (root / f"{annotations}list_landmarks_align_celeba.txt").write_text(text)
+    return points
+
+
+def test_celebas_points_go_through_the_pictures_geometry(faces):
+    assert open_data(f"celeba:{faces}", progress=False).point_names == ()
+    assert open_data(f"celeba:{faces}", progress=False).train.all_points(Preprocessing()) is None
+    points = write_landmarks(faces)
+    data = open_data(f"celeba:{faces}", progress=False)
+    assert data.point_names == ("lefteye", "righteye", "nose", "leftmouth", "rightmouth")
+    kept = Preprocessing(size=(218, 178), resize="squash", crop_pct=1.0)
+    for images in data.splits.values():
+        found = images.all_points(kept)
+        assert found.shape == (len(images), 5, 2)
+        for own, name in zip(found, images.ids, strict=True):
+            assert np.array_equal(own, points[name])
+    # A bright spot on a point of the picture is where the point comes to lie.
+    x, y = points["000001.jpg"][2]
+    rows, columns = np.mgrid[:218, :178]
+    spot = 255 * np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / 32)
+    picture = Image.fromarray(spot.astype(np.uint8)).convert("RGB")
+    for seen in (Preprocessing(), Preprocessing(size=(96, 80), resize="squash"), Preprocessing(size=(64, 128))):
+        pixels = np.asarray(seen.image(picture))[..., 0].astype(float)
+        rows, columns = np.mgrid[: pixels.shape[0], : pixels.shape[1]]
+        centre = [(columns * pixels).sum() / pixels.sum(), (rows * pixels).sum() / pixels.sum()]
+        assert np.allclose(data.train.points(0, seen)[2], centre, atol=0.3)
+
+
 def test_celeba_in_both_layouts(tmp_path):
     shown = write_celeba(tmp_path / "official")
     write_celeba(tmp_path / "vision" / "celeba", "", "", "")

@@ -34,6 +34,8 @@ class System:
 SYSTEMS = {
     "vgg16_cam": System("vgg16_cam"),
     "seresnet": System("seresnet18"),
+    "moon": System("moon:resnet20", side=32, heads={"glasses": 2, "smiling": 1}),
+    "facetracer": System("facetracer", heads={"glasses": 2, "smiling": 1}, learns=False),
 }
 
 

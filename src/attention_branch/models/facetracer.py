@@ -94,8 +94,10 @@ def pixel_types(regions: Tensor) -> list[Tensor]:
     slopes = F.conv2d(padded, torch.stack([sobel, sobel.T])[:, None]).unflatten(0, intensity.shape[:2])
     across, down = slopes[:, :, :1], slopes[:, :, 1:]
     magnitude = ((across.square() + down.square()).clamp_min(1e-12) / 2).sqrt()
-    # Where there is hardly an edge, its direction is noise.
-    orientation = torch.where(magnitude > 1e-3, torch.remainder(torch.atan2(down, across), math.pi) / math.pi, 0.0)
+    # Edges have no sign, so that their directions close to a circle; it is cut open between the upright and the level,
+    # which are frequent. Where there is hardly an edge, its direction is noise.
+    angle = torch.remainder(torch.atan2(down, across) + math.pi / 4, math.pi) / math.pi
+    orientation = torch.where(magnitude > 1e-3, angle, 0.0)
     return [regions, hsv(regions), intensity, magnitude, orientation]
 
 

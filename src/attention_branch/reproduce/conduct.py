@@ -97,9 +97,10 @@ def reproduce(
             done = len(made) - len(todo)
             console.print(f"{origin.title}: {len(made)} runs, {done} of them finished already.", highlight=False)
             jobs += todo
-            if not todo or todo[0].large:
+            small = [job for job in todo if not job.large]
+            if not small:
                 continue
-            preprocessing = preprocessing_of(todo[0].config, opened)
+            preprocessing = preprocessing_of(small[0].config, opened)
             arrays[origin.name] = Arrays(temporary / origin.name, opened).write(opened, preprocessing)
         # Every arm of a seed before the next seed, so that what a budget leaves can be compared.
         jobs.sort(key=lambda job: job.config.seed)
@@ -207,10 +208,12 @@ def _announce(
         return
     small = [job for job in jobs if not job.large]
     seconds = estimate(small, arrays) / max(1, min(at_once, len(small), usable_cores()))
-    seconds += estimate_large([job for job in jobs if job.large])
+    seconds += estimate_large([job for job in jobs if job.large and not job.fitted])
     shown = f"about {seconds / 60:.0f} minutes" if seconds < 7200 else f"about {seconds / 3600:.0f} hours"
     shown = "less than two minutes" if seconds < 120 else shown
     console.print(f"Without a GPU this takes {shown}, by steps measured now, and a moment to start.", highlight=False)
+    if fitted := sum(job.fitted for job in jobs):
+        console.print(f"{fitted} of the runs are fitted in stages, which is not counted in it.", highlight=False)
     if budget is None and seconds > UNASKED:
         raise UserError(
             f"Without a GPU these {len(jobs)} runs take {shown}; give --budget MINUTES to run for that long and go on "

@@ -32,7 +32,9 @@ def run_folder(job: Job) -> Path:
 
 def network_is_whole(job: Job) -> bool:
     """Tell whether the network of the last epoch is there, and not that of an epoch before it."""
-    return job.network.is_dir() and len(read_metrics(run_folder(job))) >= job.config.epochs
+    folder = run_folder(job)
+    whole = (folder / "summary.json").exists() if job.fitted else len(read_metrics(folder)) >= job.config.epochs
+    return job.network.is_dir() and whole
 
 
 def run_large(job: Job, device: str, reports: Any, deadline: float | None = None) -> None:
@@ -62,6 +64,9 @@ def _run(job: Job, device: str, reports: Any, pace: Pace) -> None:
     data = open_origin(job.origin)
     if data.record()["fingerprint"] != job.data["fingerprint"]:
         raise UserError(f"The pictures of '{job.origin.spec}' changed while they were used; start again.")
+    count = job.protocol.train_images
+    if count is not None and data.train is not None:
+        data.train = data.train.subset(np.sort(np.random.default_rng(0).permutation(len(data.train))[:count]))
     place: dict[str, Any] = {"resume": str(folder), "out": None} if begun else {"out": str(folder)}
     config = dataclasses.replace(job.config, accelerator="cpu" if device == "cpu" else "gpu", devices=1, **place)
     record = records.begin(job) | records.surroundings(device, torch.get_num_threads())

@@ -15,6 +15,7 @@ from attention_branch.reproduce.cells import Cell, arm_of, choose
 from attention_branch.reproduce.sources import Origin
 from attention_branch.training import RECIPES, TrainConfig, recipe
 from attention_branch.training.config import read_model_options
+from attention_branch.training.fitted import FITTERS, is_fitted
 
 LARGE = ("imagenet", "compcars", "celeba")
 """Roles whose pictures are read from their files, batch by batch."""
@@ -80,8 +81,13 @@ class Job:
 
     @property
     def large(self) -> bool:
-        """Whether its pictures are too many or too large to be kept in memory decoded."""
-        return self.cell.role in LARGE
+        """Whether it is run from the files: its pictures are too many or too large to be kept in memory decoded."""
+        return self.cell.role in LARGE or self.fitted
+
+    @property
+    def fitted(self) -> bool:
+        """Whether its network is fitted in stages, which is done from the files."""
+        return is_fitted(self.cell.network)
 
     @property
     def network(self) -> Path:
@@ -104,7 +110,10 @@ def native_precision(device: str) -> Literal["32", "bf16"]:
 
 
 def recipe_of(cell: Cell, protocol: Protocol) -> str:
-    """Return the recipe a cell is trained with."""
+    """Return the recipe a cell is trained with; other systems have their published one, whatever the protocol."""
+    system = cell.network.partition(":")[0]
+    if system in RECIPES and (cell.role in LARGE or is_fitted(system)):
+        return system
     if cell.role in _OWN:
         chosen = _OWN[cell.role]
     elif cell.role == "imagenet" and cell.network.startswith("vgg") and "_bn" not in cell.network:
@@ -150,7 +159,8 @@ def settings(
     """Return the settings of one run; `options` are the backbone's in this arm, `heads` the number of labels."""
     start = recipe(recipe_of(cell, protocol))
     changes: dict[str, Any] = dict(arm_of(cell).settings)
-    if protocol.epochs is not None:
+    reads = FITTERS[cell.network.partition(":")[0]].reads if is_fitted(cell.network) else None
+    if protocol.epochs is not None and (reads is None or "epochs" in reads):
         share = protocol.epochs / start.epochs
         # The course of the learning rate is shortened with the run.
         changes |= {"epochs": protocol.epochs, "warmup_epochs": start.warmup_epochs * share}
@@ -158,7 +168,7 @@ def settings(
         changes["milestones"] = tuple(milestones)
         if start.schedule == "steps" and not milestones:
             changes["schedule"] = "constant"
-    if cell.role in ("two-level", "mosaics"):
+    if cell.role in ("two-level", "mosaics") and reads is None:
         # The mean of the heads' losses at the recipe's rate is their sum, which is what is trained, at rate / heads.
         changes |= {"lr": start.lr / heads, "weight_decay": start.weight_decay * heads}
     if origin.kind.image_size is not None:
@@ -170,7 +180,7 @@ def settings(
         model=cell.network,
         model_options=tuple(f"{name}={value!r}" for name, value in options.items()),
         seed=seed,
-        precision=protocol.precision,
+        precision=protocol.precision if reads is None or "precision" in reads else "32",
         maps=0,
     )
 
@@ -184,10 +194,14 @@ def make_jobs(
     jobs = []
     for cell in cells:
         start = recipe(recipe_of(cell, protocol))
-        own = {**read_model_options(start.model_options), **origin.kind.options}
+        own = read_model_options(start.model_options)
+        if not is_fitted(cell.network):
+            own |= origin.kind.options
+        if cell.network.startswith("moon"):
+            own["target"] = "source"  # as in the recipe: the published figure
         options = backbone_options(arm_of(cell), cell.network, size, origin.kind.image_size, own)
         for seed in seeds:
-            place = Path(origin.name) / cell.network / cell.arm / f"{protocol.label}-seed{seed}.json"
+            place = Path(origin.name) / cell.network.replace(":", "-") / cell.arm / f"{protocol.label}-seed{seed}.json"
             jobs.append(
                 Job(
                     cell,

@@ -9,6 +9,7 @@ import numpy as np
 from scipy import stats
 
 from attention_branch.evaluation.odds import attribute_odds
+from attention_branch.models.registry import stands_alone
 from attention_branch.reproduce.arms import ARMS
 from attention_branch.reproduce.cells import NOT_BUILT, cells_of, note_on
 from attention_branch.reproduce.groups import Group, machines, over_seeds, versions
@@ -147,9 +148,16 @@ def _described(group: Group, summary: dict[str, Any]) -> dict[str, Any]:
 
 def _odds(group: Group, groups: Sequence[Group]) -> dict[str, Any] | None:
     """Return on how many attributes the paper's network has the higher accuracy than this one, over shared seeds."""
-    others = [g for g in groups if g.study == group.study and g.arm == "residual"]
+    others = [g for g in groups if g.arm == "residual" and (g.study == group.study or _beside(group, g))]
     won = _heads_won(others[0], group) if others else []
     return _described(group, over_seeds(np.array(won, dtype=float))) if won else None
+
+
+def _beside(system: Group, other: Group) -> bool:
+    """Tell whether a network was run on the same pictures as a system of its own, which has no arm with attention."""
+    fingerprints = [group.records[0]["data"].get("fingerprint") for group in (system, other)]
+    same = (system.role, system.data, system.shortened) == (other.role, other.data, other.shortened)
+    return stands_alone(system.network) and same and fingerprints[0] == fingerprints[1]
 
 
 def _heads_won(first: Group, second: Group) -> list[int]:

@@ -56,8 +56,9 @@ KINDS = {
              classes=1000),
         Kind("compcars", "compcars", "Comp-Cars", "the web-nature part of CUHK's Comp-Cars, unpacked to data/",
              "compcars:{path}", ("data", "image"), heads=("model", "maker")),
-        Kind("celeba", "celeba", "CelebA", "CUHK's CelebA: img_align_celeba, list_attr_celeba.txt and "
-             "list_eval_partition.txt", "celeba:{path}", ("img_align_celeba", "Img"), attributes=40),
+        Kind("celeba", "celeba", "CelebA", "CUHK's CelebA: img_align_celeba, list_attr_celeba.txt, "
+             "list_eval_partition.txt, and for the faces' points list_landmarks_align_celeba.txt", "celeba:{path}",
+             ("img_align_celeba", "Img"), attributes=40),
         Kind("cifar10-jpeg", "cifar10", "CIFAR-10 (JPEG)", "CIFAR-10 with every picture stored as JPEG, as parquet "
              "files or class folders", "{path}", stands_for="CIFAR-10", image_size=32, classes=10),
         Kind("tiny-imagenet-100", "cifar100", "Tiny-ImageNet-100 at 32 px", "the first 100 classes of Tiny-ImageNet, "

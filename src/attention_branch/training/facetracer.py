@@ -7,6 +7,7 @@ linear discriminant, in closed form, where the paper trains RBF SVMs; and a comb
 """
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -37,47 +38,59 @@ def fit_facetracer(config: TrainConfig, data: DataSet, model: PlainNetwork, stag
         _place(model, data.train, config.seed, stages)
     chosen = stages.tensors("chosen", lambda: {"chosen": _choose(model, data.train, config.seed, stages)})["chosen"]
     model.chosen.copy_(chosen)
-    used = sorted({int(number) for number in chosen.flatten() if number >= 0})
-    columns = {number: model.backbone.slices[number] for number in used}
-    begins = dict(zip(used, np.cumsum([0, *(_width(columns[n]) for n in used)])[:-1].tolist(), strict=True))
-    index = torch.cat([torch.arange(c.start, c.stop) for c in columns.values()]).to(stages.device)
-    features = {}
-    for name, images in (("train", data.train), ("validation", data.validation)):
-
-        def make(name: str = name, images: ImageSet = images) -> Iterator[np.ndarray]:
-            title = f"Features of the {name} pictures"
-            # Half precision: of CelebA's training pictures they are gigabytes.
-            return features_of(lambda x: model.features(x)[:, index], images, model, stages, title, "float16")
-
-        features[name] = stages.array(f"features-{name}", make, len(images))
+    where, columns = _columns(model, chosen)
+    kept = {
+        name: _kept_features(model, images, columns.to(stages.device), stages, name)
+        for name, images in (("train", data.train), ("validation", data.validation))
+    }
+    truth = {name: truths(images) for name, images in (("train", data.train), ("validation", data.validation))}
     heads = list(model.heads or [""])
     for head in stages.through(range(len(heads)), "Support vector machines", len(heads)):
         mine = [int(number) for number in chosen[head] if number >= 0]
-        places = [np.arange(begins[n], begins[n] + _width(columns[n])) for n in mine]
-
-        def fitted(head: int = head, places: list[np.ndarray] = places) -> dict[str, Tensor]:
-            given = [features["train"], truths(data.train), features["validation"], truths(data.validation)]
-            return _classifier(given, head, places, config.seed)
-
-        found = stages.tensors(f"svm-{head:03d}", fitted)
-        kept = mine[: int(found["count"])]
-        model.chosen[head, len(kept) :] = -1
-        model.classifier.weight.data[head] = 0
-        begin = 0
-        for number in kept:
-            width = _width(columns[number])
-            model.classifier.weight.data[head, columns[number]] = found["weight"][begin : begin + width].to(
-                stages.device
-            )
-            begin += width
-        model.classifier.bias.data[head] = found["bias"][0]
-    read = [", ".join(what) for what in model.reads(0)[:1]]
-    if read:
-        stages.say(f"{heads[0] or 'The head'} reads first: {read[0]}.")
+        fitted = partial(_classifier, kept, truth, head, [where[number] for number in mine], config.seed)
+        _take_over(model, head, mine, stages.tensors(f"svm-{head:03d}", fitted))
+    for reads in model.reads(0)[:1]:
+        stages.say(f"{heads[0] or 'The head'} reads first: {', '.join(reads)}.")
 
 
-def _width(columns: slice) -> int:
-    return columns.stop - columns.start
+def _columns(model: FaceTracer, chosen: Tensor) -> tuple[dict[int, np.ndarray], Tensor]:
+    """Return the features of all combinations that any head reads, as their numbers (D'); and where each has its own.
+
+    The places, by combination, are those among the returned numbers.
+    """
+    used = sorted({int(number) for number in chosen.flatten() if number >= 0})
+    where, columns, begin = {}, [], 0
+    for number in used:
+        own = model.backbone.slices[number]
+        columns.append(torch.arange(own.start, own.stop))
+        where[number] = np.arange(begin, begin + len(columns[-1]))
+        begin += len(columns[-1])
+    return where, torch.cat([torch.empty(0, dtype=torch.int64), *columns])
+
+
+def _kept_features(model: FaceTracer, images: ImageSet, columns: Tensor, stages: Stages, name: str) -> np.ndarray:
+    """Return some features of all pictures of a split, (N, D') mapped from a file."""
+    if not len(columns):  # every head has one kind of label
+        return np.empty((len(images), 0), dtype=np.float16)
+
+    def make() -> Iterator[np.ndarray]:
+        # Half precision: of CelebA's training pictures they are gigabytes.
+        title = f"Features of the {name} pictures"
+        return features_of(lambda x: model.features(x)[:, columns], images, model, stages, title, "float16")
+
+    return stages.array(f"features-{name}", make, len(images))
+
+
+def _take_over(model: FaceTracer, head: int, mine: list[int], found: dict[str, Tensor]) -> None:
+    """Put a head's classifier, which reads the first of its combinations, into the network."""
+    kept = mine[: int(found["count"])]
+    model.chosen[head, len(kept) :] = -1
+    slices = [model.backbone.slices[number] for number in kept]
+    weight = torch.zeros(model.backbone.width)
+    for own, part in zip(slices, found["weight"].split([own.stop - own.start for own in slices]), strict=True):
+        weight[own] = part
+    model.classifier.weight.data[head] = weight.to(model.device)
+    model.classifier.bias.data[head] = found["bias"][0]
 
 
 def _place(model: FaceTracer, images: ImageSet, seed: int, stages: Stages) -> None:
@@ -148,7 +161,7 @@ def boosted(verdicts: np.ndarray, target: np.ndarray, rounds: int) -> list[int]:
         errors[picked] = np.inf
         best = int(errors.argmin())
         error = float(errors[best])
-        if error >= 0.5:
+        if error > 0.5 - 1e-9:
             break
         picked.append(best)
         if error <= 0:
@@ -157,22 +170,29 @@ def boosted(verdicts: np.ndarray, target: np.ndarray, rounds: int) -> list[int]:
     return picked
 
 
-def _classifier(given: list[np.ndarray], head: int, places: list[np.ndarray], seed: int) -> dict[str, Tensor]:
-    """Fit one head on its picks; how many of them, and C, are chosen on validation."""
-    train, targets, validation, truth = given
+def _classifier(
+    kept: dict[str, np.ndarray], truth: dict[str, np.ndarray], head: int, places: list[np.ndarray], seed: int
+) -> dict[str, Tensor]:
+    """Fit one head on its picks, whose columns `places` are; how many of them, and C, are chosen on validation.
+
+    Returns the weights, the bias and the `count` of the picks that are read; a head that picked nothing has one kind of
+    label, and answers it.
+    """
+    labels = {name: values[:, head : head + 1] for name, values in truth.items()}
     best: dict[str, Tensor] = {"weight": torch.zeros(0), "bias": torch.tensor([-1.0]), "count": torch.tensor(0)}
-    known = targets[targets[:, head] >= 0, head]
     if not places:
-        if len(known) and (known == 1).mean() > 0.5:
+        known = labels["train"][labels["train"] >= 0]
+        if len(known) and known.mean() > 0.5:
             best["bias"] = torch.tensor([1.0])
         return best
     accuracy, costs = -1.0, COSTS
     for count in sorted({len(places), len(places) // 2, 1} - {0}, reverse=True):
         columns = np.concatenate(places[:count])
-        mine = [np.asarray(values[:, columns], dtype=np.float32) for values in (train, validation)]
-        labels = targets[:, head : head + 1], truth[:, head : head + 1]
-        found = fit_svms(mine[0], labels[0], mine[1], labels[1], costs=costs, seed=seed)
-        if count == len(places) and not np.isnan(found.costs[0]):
+        mine = {name: np.asarray(values[:, columns], dtype=np.float32) for name, values in kept.items()}
+        found = fit_svms(
+            mine["train"], labels["train"], mine["validation"], labels["validation"], costs=costs, seed=seed
+        )
+        if not np.isnan(found.costs[0]):
             costs = (found.costs[0],)  # C is chosen once, with all picks
         if np.isnan(found.accuracies[0]) or found.accuracies[0] >= accuracy:
             accuracy = found.accuracies[0]

@@ -133,6 +133,24 @@ _CELEBA = TrainConfig(
     seed=1701,
 )
 
+# MOON (Rudd et al., ECCV 2016, arXiv 1603.07027): VGG-16 from random weights, RMSProp at 0.00001, 24 epochs, pictures
+# at their own size of 178x218, and for the published error of 9.06 % the training data's own distribution as target.
+_MOON = TrainConfig(
+    recipe="moon",
+    model="moon",
+    model_options=("target='source'",),
+    image_size=(218, 178),
+    resize="squash",
+    epochs=24,
+    batch_size=64,  # our reading
+    optimizer="rmsprop",
+    lr=1e-5,
+    momentum=0.0,
+    weight_decay=0.0,  # our reading
+    schedule="constant",
+    augment="none",  # our reading
+)
+
 RECIPES: dict[str, TrainConfig] = {
     # From scratch on a folder of any size: the optimiser and schedule that need the least tuning.
     "default": TrainConfig(
@@ -249,6 +267,11 @@ RECIPES: dict[str, TrainConfig] = {
     "imagenet-vgg": replace(_IMAGENET, recipe="imagenet-vgg", model="vgg16", lr=0.01),
     "compcars": _COMPCARS,
     "celeba": _CELEBA,
+    "moon": _MOON,
+    # Kumar et al., ECCV 2008, rebuilt on CelebA's aligned pictures: nothing in it is trained by gradients.
+    "facetracer": TrainConfig(
+        recipe="facetracer", model="facetracer", image_size=(218, 178), resize="squash", epochs=1, augment="none"
+    ),
     # --- modern: the same data, with what has since become usual ---
     "cifar-modern": _CIFAR_MODERN,
     # Without crop and mirror, as in "svhn".
