@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from drawn_faces import ATTRIBUTES, HEIGHTS, SIDE, SIZES, drawn_faces
 
 from attention_branch.data import DataSet, ImageSet, make_loader
 from attention_branch.evaluation import evaluate
@@ -31,6 +30,7 @@ from attention_branch.hardware import processor
 from attention_branch.models import load_model
 from attention_branch.training import TrainConfig, train
 from attention_branch.training.attribute_stages import point_error
+from drawn_faces import ATTRIBUTES, HEIGHTS, SIDE, SIZES, drawn_faces
 
 SHARED = {"image_size": SIDE, "lr": 2e-3, "weight_decay": 0.01, "warmup_epochs": 1.0, "augment": "flip", "maps": 0}
 LNET = ("lnet=resnet14", "lnet_options={'stem_stride': 2}")

@@ -36,7 +36,16 @@ SYSTEMS = {
     "seresnet": System("seresnet18"),
     "moon": System("moon:resnet20", side=32, heads={"glasses": 2, "smiling": 1}),
     "facetracer": System("facetracer", heads={"glasses": 2, "smiling": 1}, learns=False),
-}
+    "panda": System(
+        "panda", heads={"glasses": 2, "smiling": 1}, learns=False,
+        options={"part": 32, "channels": 8, "hidden": 8, "whole": "resnet14", "whole_options": {"stem_stride": 2}},
+    ),
+    "panda, localiser": System(
+        "panda", heads={"glasses": 2, "smiling": 1}, learns=False,
+        options={"parts": "localiser", "part": 32, "channels": 8, "whole": "resnet14", "lnet": "resnet14"},
+    ),
+    "lnets-anet": System("lnets-anet", heads={"glasses": 2, "smiling": 1}, learns=False),
+}  # fmt: skip
 
 
 def answers(output):

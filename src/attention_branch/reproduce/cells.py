@@ -120,10 +120,10 @@ def note_on(number: Published) -> str | None:
 _SYSTEMS = {
     "FaceTracer": "The published average is of a rebuilt system on CelebA (Liu et al., ICCV 2015: HOG and colour "
     "histograms of regions at the true landmarks, SVMs); ours has the features of the paper of 2008 and linear SVMs.",
-    "PANDA-1": "The published average is of PANDA rebuilt on CelebA's aligned faces, with parts at the true landmarks of "
-    "test faces too (Liu et al., ICCV 2015, PANDA-l); ours finds the points in each picture by a small network.",
-    "LNet+ANet": "Published: both LNets pretrained on ImageNet, ANet on face identities, all trained on CelebA's pictures "
-    "in the wild; ours has no identities, and looks at the aligned pictures that this data set has.",
+    "PANDA-1": "The published average is of PANDA rebuilt on CelebA's aligned faces, with parts at the true landmarks "
+    "of test faces too (Liu et al., ICCV 2015, PANDA-l); ours finds the points in each picture by a small network.",
+    "LNet+ANet": "Published: both LNets pretrained on ImageNet, ANet on face identities, all trained on CelebA's "
+    "pictures in the wild; ours has no identities, and looks at the aligned pictures that this data set has.",
     "MOON": "The published average is that of the network whose loss is not moved to another distribution "
     "(target='source'), as is ours here; the balanced network answers worse on a test split as unbalanced as CelebA's.",
 }
