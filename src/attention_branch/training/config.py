@@ -18,7 +18,7 @@ class TrainConfig:
     """Data to train on: a folder, a parquet file, hf:NAME, torchvision:NAME, compcars:PATH, celeba:PATH, or digits."""
     recipe: str = "default"
     """Named settings to start from: default, finetune, digits; as published: cifar, cifar-resnet110, cifar-wrn,
-    cifar-densenet, cifar-resnext, svhn, imagenet, compcars, celeba, moon, facetracer; cifar-modern,
+    cifar-densenet, cifar-resnext, svhn, imagenet, compcars, celeba, moon, facetracer, panda, lnets-anet; cifar-modern,
     imagenet-modern, compcars-modern, celeba-modern. Other options override them."""
     out: str | None = None
     """Run folder to write. Left out: runs/MODEL-DATA, with a number added when that is taken."""
