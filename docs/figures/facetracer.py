@@ -22,7 +22,7 @@ from attention_branch.training import TrainConfig, train
 
 SIZE = (109, 89)
 HEADS = ("glasses", "moustache", "dark hair")
-COUNT = 500
+COUNT = 700
 
 
 def drawn(random: np.random.Generator, glasses: bool, moustache: bool, dark: bool) -> Image.Image:
@@ -30,28 +30,31 @@ def drawn(random: np.random.Generator, glasses: bool, moustache: bool, dark: boo
     picture = Image.new("RGB", (178, 218), tuple(random.integers(60, 200, 3).tolist()))
     draw = ImageDraw.Draw(picture)
     tone = int(random.integers(-40, 30))
-    hair = tuple((np.array([50, 36, 28]) if dark else np.array([205, 170, 95])) + random.integers(-20, 21, 3))
+    hair = tuple((np.array([60, 46, 38]) if dark else np.array([150, 118, 76])) + random.integers(-22, 23, 3))
     draw.ellipse((24, 22, 154, 190), fill=tuple(int(c) for c in hair))
     draw.ellipse((38, 52, 138, 200), fill=(215 + tone, 172 + tone, 142 + tone))
     ink = tuple(random.integers(0, 60, 3).tolist())
+    frame = tuple(random.integers(30, 150, 3).tolist())
     for x in (69, 108):
         draw.line((x - 12, 98, x + 12, 97), fill=tuple(int(c) for c in hair), width=4)
         draw.ellipse((x - 8, 107, x + 8, 116), fill=(245, 245, 245))
         draw.ellipse((x - 4, 107, x + 4, 116), fill=ink)
         if glasses:
-            draw.ellipse((x - 18, 98, x + 18, 126), outline=ink, width=4)
+            draw.ellipse((x - 18, 98, x + 18, 126), outline=frame, width=3)
     if glasses:
-        draw.line((84, 110, 92, 110), fill=ink, width=4)
+        draw.line((84, 110, 92, 110), fill=frame, width=3)
     draw.line((90, 114, 84, 138, 94, 138), fill=(165 + tone, 122 + tone, 98 + tone), width=3)
     if moustache:
         draw.polygon(((66, 150), (88, 140), (110, 150), (104, 151), (88, 147), (72, 151)), fill=tuple(map(int, hair)))
     draw.arc((70, 142, 106, 164), 20, 160, fill=(160, 60, 60), width=4)
-    moved = picture.rotate(float(random.uniform(-6, 6)), Image.Resampling.BILINEAR, fillcolor=picture.getpixel((0, 0)))
-    shift = tuple(int(value) for value in random.integers(-5, 6, 2))
+    moved = picture.rotate(
+        float(random.uniform(-10, 10)), Image.Resampling.BILINEAR, fillcolor=picture.getpixel((0, 0))
+    )
+    shift = tuple(int(value) for value in random.integers(-8, 9, 2))
     moved = ImageChops.offset(moved, *shift)
     small = np.asarray(moved.resize((SIZE[1], SIZE[0]), Image.Resampling.LANCZOS)).astype(float)
     light = random.uniform(0.55, 1.1) * random.uniform(0.85, 1.15, 3)
-    return Image.fromarray((small * light + random.normal(0, 10, small.shape)).clip(0, 255).astype(np.uint8))
+    return Image.fromarray((small * light + random.normal(0, 16, small.shape)).clip(0, 255).astype(np.uint8))
 
 
 def main() -> None:
@@ -88,7 +91,7 @@ def main() -> None:
     for place, head in enumerate(HEADS, 1):
         reads = model.reads(place - 1)
         show(axes[place], face, [region for region, *_ in reads], boxes, colors)
-        axes[place].set_title(f"{head}: yes, {torch.softmax(answers[head], 1)[0, 1]:.0%}", fontsize=10)
+        axes[place].set_title(f"{head}: {torch.softmax(answers[head], 1)[0, 1]:.0%}", fontsize=10)
         for row, (region, pixels, norm, aggregation) in enumerate(reads):
             text = f"{region}: {pixels}, {aggregation}" + (f", by {norm}" if norm != "none" else "")
             place_of = (0.0, -0.05 - 0.06 * row)

@@ -36,7 +36,8 @@ def fit_facetracer(config: TrainConfig, data: DataSet, model: PlainNetwork, stag
     assert data.validation is not None
     if model.backbone.faces:
         _place(model, data.train, config.seed, stages)
-    chosen = stages.tensors("chosen", lambda: {"chosen": _choose(model, data.train, config.seed, stages)})["chosen"]
+    pictures = some(data.train, SELECTION, config.seed)
+    chosen = stages.tensors("chosen", lambda: {"chosen": _choose(model, pictures, config.seed, stages)})["chosen"]
     model.chosen.copy_(chosen)
     where, columns = _columns(model, chosen)
     kept = {
@@ -107,7 +108,6 @@ def _place(model: FaceTracer, images: ImageSet, seed: int, stages: Stages) -> No
 
 def _choose(model: FaceTracer, images: ImageSet, seed: int, stages: Stages) -> Tensor:
     """Return the combinations each head is to read, int64 (T, features), the best first, -1 where there are fewer."""
-    images = some(images, SELECTION, seed)
     blocks = list(features_of(model.features, images, model, stages, "Features to choose from"))
     features, targets = np.concatenate(blocks), truths(images)
     # The draw is in the order of the split, which may be by class.

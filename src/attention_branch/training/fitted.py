@@ -122,12 +122,12 @@ def fit(config: TrainConfig, data: DataSet, model: PlainNetwork, folder: Path, d
     if (folder / "summary.json").exists():
         return
     began = time.perf_counter()
-    stages = Stages(folder, device)
+    stages = Stages(folder, device, config.workers)
     model.to(device).eval()
     try:
         FITTERS[config.model.partition(":")[0]].fit(config, data, model, stages)
         fitted = time.perf_counter() - began
-        line = _figures(data, model, config.seed)
+        line = _figures(data, model, config)
     except KeyboardInterrupt:
         print(f"\nStopped. Continue with: abn train --resume {shlex.quote(str(folder))}", flush=True)
         raise SystemExit(130) from None
@@ -156,16 +156,16 @@ def fit(config: TrainConfig, data: DataSet, model: PlainNetwork, folder: Path, d
     print(f"Fitted in {seconds:.0f} s: validation accuracy {line['validation_accuracy']:.1%}.", flush=True)
 
 
-def _figures(data: DataSet, model: PlainNetwork, seed: int) -> dict[str, float]:
+def _figures(data: DataSet, model: PlainNetwork, config: TrainConfig) -> dict[str, float]:
     """Return the line of metrics.jsonl as far as it is losses and accuracies."""
     assert data.train is not None
     assert data.validation is not None
     line: dict[str, float] = {"epoch": 0, "step": 0, "lr": 0.0}
-    for split, images in (("train", some(data.train, LOOKED_AT, seed)), ("validation", data.validation)):
+    for split, images in (("train", some(data.train, LOOKED_AT, config.seed)), ("validation", data.validation)):
         tally = Tally()
         tally.reset(model.device)
         with torch.no_grad():
-            for batch in make_loader(images, model.preprocessing, BATCH, train=False):
+            for batch in make_loader(images, model.preprocessing, BATCH, train=False, workers=config.workers):
                 output = model(batch["images"].to(model.device))
                 targets = batch["targets"]
                 targets = (
@@ -200,7 +200,7 @@ def features_of(
     dtype: str = "float32",
 ) -> Iterator[np.ndarray]:
     """Yield the features (N, ...) that `make` returns for batches of normalised images on the device, as arrays."""
-    loader = make_loader(images, model.preprocessing, BATCH, train=False)
+    loader = make_loader(images, model.preprocessing, BATCH, train=False, workers=stages.workers)
     with torch.no_grad():
         for batch in stages.through(loader, title, len(loader)):
             yield make(batch["images"].to(stages.device)).cpu().numpy().astype(dtype)

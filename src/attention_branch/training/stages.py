@@ -23,8 +23,9 @@ Item = TypeVar("Item")
 class Stages:
     """Results of stages by name, in the folder `stages/` of a run, and the progress of what is under way."""
 
-    def __init__(self, run: Path, device: str | torch.device = "cpu") -> None:
-        self.folder = run / "stages"
+    def __init__(self, run: Path, device: str | torch.device = "cpu", workers: int | None = None) -> None:
+        """Take the run folder, where to compute, and how many processes load pictures (None: as `make_loader` says)."""
+        self.folder, self.workers = run / "stages", workers
         self.device = torch.device(device)
 
     def tensors(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:

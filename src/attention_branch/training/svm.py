@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-COSTS = (0.1, 1.0, 10.0)
+COSTS: tuple[float, ...] = (0.1, 1.0, 10.0)
 """Values of C that are tried, for features scaled so that their mean squared length is one."""
 
 LARGE = 100_000_000
