@@ -3,6 +3,7 @@
 import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from attention_branch.errors import UserError, did_you_mean
 from attention_branch.models.registry import stands_alone
@@ -135,7 +136,7 @@ CONSTRUCTED = {"table3": ("resnet20", "two-level"), "table4": ("resnet20", "mosa
 CONSTRUCTED_SYSTEMS = {"table4": ("facetracer", "panda", "lnets-anet", "moon:resnet20")}
 """Systems of their own that are run on that data too; MOON there on the others' backbone."""
 
-CONSTRUCTED_OPTIONS = {
+CONSTRUCTED_OPTIONS: dict[str, dict[str, Any]] = {
     "panda": {"part": 32, "channels": 32, "whole": "resnet20", "whole_options": {"stem_stride": 2}},
     "lnets-anet": {"lnet": "resnet20", "lnet_options": {"stem_stride": 2}},
 }
