@@ -5,11 +5,12 @@ No picture of a person, and no claim about real faces. Every picture is a pure f
 """
 
 import numpy as np
+from PIL import Image, ImageDraw
+
 from attention_branch.data.dataset import SPLITS, DataSet, ImageSet, Source
 from attention_branch.data.digits import _corners, _photos
 from attention_branch.data.mosaics import STATES
 from attention_branch.models.face_regions import POINTS
-from PIL import Image, ImageDraw
 
 SIDE = 64
 SIZES = {"train": 3600, "validation": 500, "test": 1000}

@@ -42,7 +42,16 @@ SYSTEMS = {
     "facetracer": System("facetracer", heads={"glasses": 2, "smiling": 1}, learns=False),
     "interpretable": System("interpretable:resnet14", side=32, options={"filter_weight": 10.0}),
     "interpretable_released": System("interpretable:resnet14", side=32, options={"variant": "released"}),
-}
+    "panda": System(
+        "panda", heads={"glasses": 2, "smiling": 1}, learns=False,
+        options={"part": 32, "channels": 8, "hidden": 8, "whole": "resnet14", "whole_options": {"stem_stride": 2}},
+    ),
+    "panda, localiser": System(
+        "panda", heads={"glasses": 2, "smiling": 1}, learns=False,
+        options={"parts": "localiser", "part": 32, "channels": 8, "whole": "resnet14", "lnet": "resnet14"},
+    ),
+    "lnets-anet": System("lnets-anet", heads={"glasses": 2, "smiling": 1}, learns=False),
+}  # fmt: skip
 
 
 def answers(output):

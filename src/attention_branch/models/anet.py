@@ -23,13 +23,13 @@ REGION, PATCH = 56, 48
 class LocalConv2d(nn.Module):
     """A 3x3 convolution that keeps the size, with filters of its own in each of cells x cells equal parts of the map.
 
-    Positions read across the borders of their cell. With `groups`, channels are convolved in that many groups.
+    Positions read across the borders of their cell.
     """
 
-    def __init__(self, inputs: int, outputs: int, cells: int, groups: int = 1) -> None:
+    def __init__(self, inputs: int, outputs: int, cells: int) -> None:
         super().__init__()
-        self.cells, self.groups = cells, groups
-        self.weight = nn.Parameter(torch.empty(cells * cells * outputs, inputs // groups, 3, 3))
+        self.cells = cells
+        self.weight = nn.Parameter(torch.empty(cells * cells * outputs, inputs, 3, 3))
         nn.init.kaiming_normal_(self.weight, mode="fan_in", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ class LocalConv2d(nn.Module):
         padded = F.pad(x, (1, 1, 1, 1))
         tiles = padded.unfold(2, tall + 2, tall).unfold(3, wide + 2, wide)  # (N, C, cells, cells, tall + 2, wide + 2)
         tiles = tiles.permute(0, 2, 3, 1, 4, 5).flatten(1, 3)
-        made = F.conv2d(tiles, self.weight, groups=cells * cells * self.groups)  # (N, cells * cells * C', tall, wide)
+        made = F.conv2d(tiles, self.weight, groups=cells * cells)  # (N, cells * cells * C', tall, wide)
         made = made.unflatten(1, (cells, cells, -1)).permute(0, 3, 1, 4, 2, 5)
         return made.flatten(4, 5).flatten(2, 3)
 

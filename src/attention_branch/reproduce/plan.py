@@ -11,7 +11,7 @@ import torch
 from attention_branch.data import DataSet
 from attention_branch.errors import UserError
 from attention_branch.reproduce.arms import backbone_options
-from attention_branch.reproduce.cells import Cell, arm_of, choose
+from attention_branch.reproduce.cells import CONSTRUCTED_OPTIONS, Cell, arm_of, choose
 from attention_branch.reproduce.sources import Origin
 from attention_branch.training import RECIPES, TrainConfig, recipe
 from attention_branch.training.config import read_model_options
@@ -177,6 +177,8 @@ def settings(
     if cell.role in ("two-level", "mosaics") and reads is None:
         # The mean of the heads' losses at the recipe's rate is their sum, which is what is trained, at rate / heads.
         changes |= {"lr": start.lr / heads, "weight_decay": start.weight_decay * heads}
+    if cell.role == "mosaics" and reads is not None:
+        changes["pretrained"] = False  # networks for small pictures have no weights to start from
     if origin.kind.image_size is not None:
         changes["image_size"] = origin.kind.image_size
     return dataclasses.replace(
@@ -205,6 +207,8 @@ def make_jobs(
             own |= origin.kind.options
         if cell.network.startswith("moon"):
             own["target"] = "source"  # as in the recipe: the published figure
+        if cell.role == "mosaics":
+            own |= CONSTRUCTED_OPTIONS.get(cell.network, {})
         options = backbone_options(arm_of(cell), cell.network, size, origin.kind.image_size, own)
         for seed in seeds:
             place = Path(origin.name) / cell.network.replace(":", "-") / cell.arm / f"{protocol.label}-seed{seed}.json"

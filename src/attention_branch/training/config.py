@@ -19,8 +19,8 @@ class TrainConfig:
     recipe: str = "default"
     """Named settings to start from: default, finetune, digits; as published: cifar, cifar-resnet110, cifar-wrn,
     cifar-densenet, cifar-resnext, cifar-attention, svhn, imagenet, imagenet-vgg, imagenet-attention, compcars, celeba,
-    moon, facetracer; cifar-modern, svhn-modern, imagenet-modern, imagenet-vgg-modern, compcars-modern, celeba-modern.
-    Other options override them."""
+    moon, facetracer, panda, lnets-anet; cifar-modern, svhn-modern, imagenet-modern, imagenet-vgg-modern,
+    compcars-modern, celeba-modern. Other options override them."""
     out: str | None = None
     """Run folder to write. Left out: runs/MODEL-DATA, with a number added when that is taken."""
     resume: str | None = None

@@ -178,6 +178,20 @@ _MOON = TrainConfig(
     augment="none",  # our reading
 )
 
+# Systems of several networks, each trained for so many epochs: our choice, see "panda" and "lnets-anet" below.
+_PARTS = TrainConfig(
+    pretrained=True,
+    image_size=(218, 178),
+    resize="squash",
+    epochs=10,
+    batch_size=128,
+    optimizer="adamw",
+    lr=1e-3,
+    weight_decay=0.05,
+    warmup_epochs=1,
+    augment="flip",
+)
+
 RECIPES: dict[str, TrainConfig] = {
     # From scratch on a folder of any size: the optimiser and schedule that need the least tuning.
     "default": TrainConfig(
@@ -301,6 +315,10 @@ RECIPES: dict[str, TrainConfig] = {
     "facetracer": TrainConfig(
         recipe="facetracer", model="facetracer", image_size=(218, 178), resize="squash", epochs=1, augment="none"
     ),
+    # Neither paper gives settings: ours, those of "default" with fewer epochs. LNets, and PANDA's network of the whole
+    # picture, start from ImageNet (both papers).
+    "panda": replace(_PARTS, recipe="panda", model="panda"),
+    "lnets-anet": replace(_PARTS, recipe="lnets-anet", model="lnets-anet"),
     # --- modern: the same data, with what has since become usual ---
     "cifar-modern": _CIFAR_MODERN,
     # Without crop and mirror, as in "svhn".
