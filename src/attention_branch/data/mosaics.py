@@ -124,9 +124,9 @@ class TargetSource(MosaicSource):
         return 1 - self.mask(row) if self.distractors else None
 
     def _shown(self, quarters: np.ndarray, classes: np.ndarray) -> np.ndarray:
-        return (
-            quarters if self.distractors else np.where((classes < 0)[..., None, None, None], np.uint8(GREY), quarters)
-        )
+        if self.distractors:
+            return quarters
+        return np.where((classes < 0)[..., None, None, None], np.uint8(GREY), quarters)
 
 
 def _together(quarters: np.ndarray) -> np.ndarray:
