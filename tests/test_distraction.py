@@ -91,7 +91,8 @@ def test_the_measures_are_those_of_the_pointing_games():
     maps = torch.rand(40, 8, 8, generator=torch.Generator().manual_seed(1))
     objects, distractors = squares(40)
     found = distraction(maps, objects, distractors, tolerance=3)
-    for place, masks, mass in ((OBJECT, objects, found.mass_on_object), (DISTRACTOR, distractors, found.mass_on_distractor)):  # fmt: skip
+    measured = [(OBJECT, objects, found.mass_on_object), (DISTRACTOR, distractors, found.mass_on_distractor)]
+    for place, masks, mass in measured:
         game, energy = PointingGame(3), EnergyPointingGame()
         game.update(None, None, maps, regions=masks)
         energy.update(None, None, maps, regions=masks)

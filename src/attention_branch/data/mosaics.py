@@ -110,7 +110,7 @@ class TargetSource(MosaicSource):
         kind = "target" if self.distractors else "target-alone"
         return super().id(row).replace("mosaics-", f"mosaics-{kind}-", 1)
 
-    def head_masks(self, row: int) -> None:
+    def head_masks(self, row: int) -> None:  # type: ignore[override]
         """Return None: there is one question, and `mask` is its place."""
         return None
 
@@ -124,9 +124,9 @@ class TargetSource(MosaicSource):
         return 1 - self.mask(row) if self.distractors else None
 
     def _shown(self, quarters: np.ndarray, classes: np.ndarray) -> np.ndarray:
-        return (
-            quarters if self.distractors else np.where((classes < 0)[..., None, None, None], np.uint8(GREY), quarters)
-        )
+        if self.distractors:
+            return quarters
+        return np.where((classes < 0)[..., None, None, None], np.uint8(GREY), quarters)
 
 
 def _together(quarters: np.ndarray) -> np.ndarray:
@@ -156,9 +156,10 @@ def open_mosaics(spec: str, *, seed: int, validation: float, opened: Callable[[s
     DATA is single-task data as `open_data` takes it, read by `opened`. `classes` is how many of its classes get a head,
     drawn from the seed, or their names with `|` between them; `side` the mosaic's in pixels; `crowd` how many of the
     four quarters show a class with a head. `target=one` asks for the class of one quarter, and the others show classes
-    that are never asked for; `distractors=no` leaves them grey, `test-distractors` in test alone. Where DATA has no test split, its validation split makes the test mosaics,
-    and the share `validation` of its training pictures those for validation. Raises `UserError` for a bad option, data
-    of several tasks, unknown classes, and a class of which a split has no picture.
+    that are never asked for; `distractors=no` leaves them grey, `test-distractors=no` in test alone. Where DATA has no
+    test split, its validation split makes the test mosaics, and the share `validation` of its training pictures those
+    for validation. Raises `UserError` for a bad option, data of several tasks, unknown classes, and a class of which a
+    split has no picture.
     """
     inner, options = read_spec(spec, _OPTIONS)
     sizes = {name: _whole(name, options, default, spec, 10, 1_000_000) for name, default in SIZES.items()}

@@ -11,13 +11,12 @@ from attention_branch.errors import UserError
 
 _SEEDS = {"digits": (0, 1, 2, 3, 4), "figure4": (0,), "figure7": (0,)}
 _THREE = (0, 1, 2)
+_What = Literal["table1", "table2", "table3", "table4", "figure4", "figure7", "digits", "distractors", "show"]
 
 
 def reproduce(
     what: Annotated[
-        Positional[
-            Literal["table1", "table2", "table3", "table4", "figure4", "figure7", "digits", "distractors", "show"]
-        ],
+        Positional[_What],
         arg(
             metavar="WHAT",
             help="table1 to table4: the paper's tables; figure4: CAM, Grad-CAM and the attention map side by side; "

@@ -4,11 +4,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from attention_branch.data.resident import ResidentImages
 from attention_branch.explanations import explain
+from attention_branch.explanations.controls import center_maps, constant_maps, random_maps
 from attention_branch.explanations.methods import CONTROLS
-from attention_branch.metrics.distraction import DISTRACTOR, Distraction, distraction
+from attention_branch.metrics.distraction import DISTRACTOR, distraction
 from attention_branch.training.building import Trainable
 
 OWN_MAPS = ("attention", "attention-class", "grad-cam")
@@ -27,24 +29,28 @@ def measured(
     """
     training = network.training
     network.eval()
-    methods = (*(OWN_MAPS if network.is_abn else OWN_MAPS[-1:]), *CONTROLS)
-    found = {method: _of_method(network, images, method, objects, distractors) for method in methods}
-    network.train(training)
     record = {}
-    for method, one in found.items():
-        record[method] = one.to_dict()
-        if method not in CONTROLS and one.n and (one.pointed[~torch.from_numpy(right)] >= 0).any():
-            record[method]["on_distractor_where_wrong"] = one.share(DISTRACTOR, ~right)
+    for method in OWN_MAPS if network.is_abn else OWN_MAPS[-1:]:
+        found = distraction(_maps(network, images, method), objects, distractors)
+        record[method] = found.to_dict()
+        if (found.pointed[~torch.from_numpy(right)] >= 0).any():
+            record[method]["on_distractor_where_wrong"] = found.share(DISTRACTOR, ~right)
+    network.train(training)
+    count, height, width = objects.shape
+    controls = (
+        random_maps(count, height, width, torch.Generator().manual_seed(0)),
+        center_maps(count, height, width),
+        constant_maps(count, height, width),
+    )
+    for method, maps in zip(CONTROLS, controls, strict=True):
+        record[method] = distraction(maps, objects, distractors).to_dict()
     return record
 
 
-def _of_method(
-    network: Trainable, images: ResidentImages, method: str, objects: np.ndarray, distractors: np.ndarray
-) -> Distraction:
+def _maps(network: Trainable, images: ResidentImages, method: str) -> Tensor:
+    """Return the maps (N, h, w) as computed: the measure brings them to the places' size itself."""
     maps = []
-    for number, index in enumerate(torch.arange(len(images)).split(_AT_ONCE)):
+    for index in torch.arange(len(images)).split(_AT_ONCE):
         batch = network.preprocessing.normalize(images.taken(index.to(images.device)))
-        explanation = explain(network, batch, method, seed=number)
-        # As computed: the measure brings them to the places' size itself.
-        maps.append(explanation.raw.float().cpu())
-    return distraction(torch.cat(maps), objects, distractors)
+        maps.append(explain(network, batch, method).raw.float().cpu())
+    return torch.cat(maps)

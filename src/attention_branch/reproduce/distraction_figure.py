@@ -61,11 +61,12 @@ def _heading(arm: str, networks: Mapping[str, Any]) -> str:
 
 def _words(sample: Sample, row: int, explanation: Any, networks: Mapping[str, Any]) -> tuple[str, str]:
     """Return what stands below a panel: the class, or the answer and its probability; wrong answers in red."""
+    target = int(sample.target)  # type: ignore[arg-type]
     any_network = next(iter(networks.values()))
     names = any_network.class_names or [str(number) for number in range(any_network.num_classes)]
     if explanation is None:
-        return shortened(names[sample.target], 18), INK
+        return shortened(names[target], 18), INK
     chances = explanation.logits[row].float().softmax(0)
     answer = int(chances.argmax())
-    color = QUIET if answer == sample.target else "#b3261e"
+    color = QUIET if answer == target else "#b3261e"
     return f"{shortened(names[answer], 14)} {100 * float(chances[answer]):.0f} %", color

@@ -1,4 +1,4 @@
-"""Figures from one's own runs: the paper's 4 (CAM, Grad-CAM, ABN side by side) and 7 (a map a head), and distractors."""
+"""Figures from one's own runs: the paper's 4 (CAM, Grad-CAM, ABN side by side), its 7 (a map a head), distractors."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -219,8 +219,8 @@ class SmallRun:
             self.record["distraction"] = found_maps
             if maps is not None:
                 own = found_maps["attention"]
-                names = ("on_distractor", "mass_on_object", "mass_on_distractor", "distractor_area")
-                self.record["map"] |= {name: own[name] for name in names if name in own}
+                kept = ("on_distractor", "mass_on_object", "mass_on_distractor", "distractor_area")
+                self.record["map"] |= {name: own[name] for name in kept if name in own}
         steps = self.trainer.step * self.trainer.batch_size
         self.record["cost"] |= {
             "seconds": round(self._seconds(), 1),

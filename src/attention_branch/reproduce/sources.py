@@ -75,9 +75,9 @@ KINDS = {
         Kind("mosaics", "mosaics", "2x2 mosaics, 16 labels (constructed)", "single-task pictures such as "
              "Tiny-ImageNet, as parquet files or class folders", "mosaics:{path},classes=16", stands_for="CelebA",
              image_size=64, options={"stem_stride": 2}),
-        Kind("mosaics-target", "mosaics-target", "2x2 mosaics, one quarter counts (constructed)", "single-task pictures "
-             "such as Tiny-ImageNet, as parquet files or class folders", "mosaics:{path},classes=16,target=one",
-             image_size=64, options={"stem_stride": 2}, others=(
+        Kind("mosaics-target", "mosaics-target", "2x2 mosaics, one quarter counts (constructed)", "single-task "
+             "pictures such as Tiny-ImageNet, as parquet files or class folders",
+             "mosaics:{path},classes=16,target=one", image_size=64, options={"stem_stride": 2}, others=(
                  ("without", "mosaics:{path},classes=16,target=one,test-distractors=no,train=10,validation=10"),
              )),
     )
