@@ -14,8 +14,8 @@ from PIL import Image
 from attention_branch.data import open_data
 from attention_branch.models import load_model
 from attention_branch.report.guided_strip import guided_strip
+from attention_branch.training.arguments import read_run
 from attention_branch.training.guided import CHANGES, Guide
-from attention_branch.training.recipes import read_run
 
 TITLES = {
     "crop": "crop: the attended box fills the image",

@@ -130,8 +130,8 @@ def explain(
         ],
         arg(
             help="attention is the network's map (where it looked, whatever the class); attention-class the branch's "
-            "evidence for one class; the cam methods read a layer; filters shows of a layer's filters the one that adds "
-            "most to the class; rollout is for vision transformers, soft-masks for Residual Attention Networks; "
+            "evidence for one class; the cam methods read a layer; filters shows the filter of a layer that adds most "
+            "to the class; rollout is for vision transformers, soft-masks for Residual Attention Networks; "
             "integrated-gradients and occlusion need captum; random, center and constant are controls."
         ),
     ] = "attention",

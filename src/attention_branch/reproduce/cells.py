@@ -43,14 +43,16 @@ _QUOTED = ("ResNet", "CIFAR10")
 """The number of Table 2 that is not the authors' own run of a ResNet: He et al., arXiv 1512.03385, table 6."""
 
 _TABLE3 = {"VGG16": "vgg16", "ResNet101": "resnet101"}
-_TABLE4 = {"ResNet101": "resnet101", "ABN": "resnet101", "FaceTracer": "facetracer", "MOON": "moon"}
-_TABLE4 |= {"PANDA-1": "panda", "LNet+ANet": "lnets-anet"}
+_TABLE4 = {
+    "FaceTracer": "facetracer",
+    "PANDA-1": "panda",
+    "LNet+ANet": "lnets-anet",
+    "MOON": "moon",
+    "ResNet101": "resnet101",
+    "ABN": "resnet101",
+}
 _SENET = ("table2", "SENet+ABN", "ImageNet")
 """The one number whose map the authors' code makes in another form than their paper describes: both are run."""
-
-NOT_BUILT: frozenset[str] = frozenset()
-"""Rows of other systems than ABN and its backbones that are not part of the package."""
-"""Rows of other systems than ABN and its backbones that are not part of the package."""
 
 ROLES = {
     "CIFAR10": "cifar10",
@@ -80,19 +82,20 @@ class Cell:
 
 
 def networks_of(number: Published) -> tuple[str, ...]:
-    """Return the backbones of a published number, the authors' own first; none for systems that are not built."""
+    """Return the networks of a published number, the authors' own first."""
     if number.table == "table1":
         return DEPTHS[number.row]
     row = number.row.removesuffix("+ABN")
     if number.table == "table2":
-        small, large = _FAMILIES.get(row, (None, None))
-        chosen = large if number.column == "ImageNet" else small
         if (number.row, number.column) == _QUOTED:
             return ("resnet164b", "resnet110")
-        return (chosen,) if chosen else ()
+        small, large = _FAMILIES[row]
+        chosen = large if number.column == "ImageNet" else small
+        assert chosen is not None
+        return (chosen,)
     if number.table == "table3":
         return (_TABLE3[row],)
-    return (_TABLE4[row],) if row in _TABLE4 else ()
+    return (_TABLE4[row],)
 
 
 def cells_of(number: Published) -> tuple[Cell, ...]:
@@ -129,7 +132,7 @@ def note_on(number: Published) -> str | None:
             "reading, 10.1 million parameters where the paper states 8.6."
         )
     # The odds of another network count the attributes on which ABN is better, which we count for those we run.
-    counted = number.column == ODDS and number.row not in NOT_BUILT
+    counted = number.column == ODDS
     if number.table != "table4" or not (number.row == "ABN" or counted):
         return _SYSTEMS.get(number.row)
     ours = (

@@ -9,7 +9,7 @@ import numpy as np
 from attention_branch.evaluation.odds import attribute_odds
 from attention_branch.models.registry import stands_alone
 from attention_branch.reproduce.arms import ARMS
-from attention_branch.reproduce.cells import NOT_BUILT, cells_of, note_on
+from attention_branch.reproduce.cells import cells_of, note_on
 from attention_branch.reproduce.distraction_results import distraction_line
 from attention_branch.reproduce.groups import Group, machines, over_seeds, versions
 from attention_branch.reproduce.paired import Difference, paired
@@ -143,21 +143,14 @@ def _number(number: Published) -> dict[str, Any]:
 
 
 def _open_row(number: Published) -> dict[str, Any]:
-    cells = cells_of(number)
-    if number.row in NOT_BUILT:
-        reason = "this system is not part of the package yet"
-    elif not cells:
-        reason = "no network of ours stands for this row"
-    else:
-        reason = f"not run ({cells[0].name}). {missing(cells[0].role)}"
-    network = cells[0].network if cells else None
+    first = cells_of(number)[0]
     return _number(number) | {
         "ours": None,
         "less_plain": None,
-        "network": network,
+        "network": first.network,
         "authors_depth": True,
-        "arm": cells[0].arm if cells else None,
-        "reason": reason,
+        "arm": first.arm,
+        "reason": f"not run ({first.name}). {missing(first.role)}",
     }
 
 

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from attention_branch.training.arguments import parse_train_arguments
 from attention_branch.training.config import TrainConfig
-from attention_branch.training.recipes import RECIPES, parse_train_arguments, recipe
+from attention_branch.training.recipes import RECIPES, recipe
 
 if TYPE_CHECKING:
     from lightning import Callback

@@ -53,6 +53,7 @@ from attention_branch.errors import UserError
 from attention_branch.files import write_json
 from attention_branch.models import PlainNetwork
 from attention_branch.models.registry import stands_alone
+from attention_branch.training.arguments import read_run
 from attention_branch.training.building import Trainable, make_model
 from attention_branch.training.checkpoints import CheckpointFiles
 from attention_branch.training.config import TrainConfig, check_resume, check_settings
@@ -60,7 +61,6 @@ from attention_branch.training.fitted import check_fitted, device_of, fit, is_fi
 from attention_branch.training.journal import CHECKPOINT, Journal, read_metrics
 from attention_branch.training.module import Classifier
 from attention_branch.training.normalization import synchronize_batchnorm
-from attention_branch.training.recipes import read_run
 
 
 class EpochBatches:
