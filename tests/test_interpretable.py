@@ -348,6 +348,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.heavy
 def test_two_processes_compute_the_loss_of_the_global_batch(tmp_path):
     script = tmp_path / "two.py"
     script.write_text(TWO.replace("TINY", f"{inspect.getsource(Tiny)}\n\n{inspect.getsource(tiny)}\n\n"))

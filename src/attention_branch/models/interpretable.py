@@ -123,7 +123,7 @@ class InterpretableLayer(nn.Module):
             own = self._own(labels)
             self._remember(x.detach().amax((2, 3)), labels)
             loss = self._released(x, own, known)
-            count = total(x.new_tensor(float(len(x)))) / processes()
+            count = total(x.new_full((), float(len(x)))) / processes()
             return (loss * chosen[:, None]).sum() / count / self.epoch * self.options.filter_weight
         self._remember(x.detach().sum((2, 3)), labels)
         scores = fits(x, template_bank(x.shape[2], x.shape[3], x.device).to(x.dtype))
@@ -134,7 +134,7 @@ class InterpretableLayer(nn.Module):
             rows, columns = peak(x.detach())
             place = torch.where(self._own(labels), rows * x.shape[3] + columns, x.shape[2] * x.shape[3])
             loss = (own_template_loss(scores, place) * chosen[:, None]).sum(0)
-        highest = total(x.detach().amax((2, 3)).sum(0)) / total(x.new_tensor(float(len(x))))
+        highest = total(x.detach().amax((2, 3)).sum(0)) / total(x.new_full((), float(len(x))))
         # The processes' gradients are averaged, but the loss is the sum of their summands.
         return (loss * highest).sum() / self.epoch * self.options.filter_weight * processes()
 

@@ -54,7 +54,7 @@ def strengths(x: Tensor, mask: Tensor, own: Tensor, other: Tensor, slope: Tensor
     t = TEMPERATURE
     fit = (x * mask).mean((2, 3))
     size = x.mean((2, 3))
-    log_count = total(x.new_tensor(float(len(x)))).log()
+    log_count = total(x.new_full((), float(len(x)))).log()
     # Reversed images and filters: the masks of other maps. Images are reversed within a process.
     others_fit = (x * mask.flip(0, 1)).mean((2, 3))
     log_z_positive = t * (logsumexp(others_fit / t) - log_count)
