@@ -65,7 +65,9 @@ def fit_panda(config: TrainConfig, data: DataSet, model: PlainNetwork, stages: S
 def divided(data: DataSet, seed: int) -> tuple[DataSet, ImageSet]:
     """Return the data with only the training images for the networks, and those for the SVMs, drawn by the seed."""
     assert data.train is not None
-    count = round(len(data.train) * FOR_SVMS)
+    if len(data.train) < 2:
+        raise UserError(f"'{data.spec}' has one training picture; the networks and the SVMs need one each at least.")
+    count = max(1, round(len(data.train) * FOR_SVMS))
     order = np.random.default_rng(seed).permutation(len(data.train))
     machines = data.train.subset(np.sort(order[:count]))
     return dataclasses.replace(data, train=data.train.subset(np.sort(order[count:]))), machines
