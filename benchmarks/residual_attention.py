@@ -113,6 +113,8 @@ def run(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
         "accuracy": accuracy(model, images, labels),
         "training_seconds_on_a_busy_machine": round(seconds, 1),
     }
+    if options.keep:
+        model.save_pretrained(Path(options.keep) / f"{arm}-{seed}")
     if arm != "plain":
         regions = torch.stack([torch.from_numpy(sample.region(model.preprocessing)) for sample in samples])
         count = min(options.maps, len(images))
@@ -130,6 +132,7 @@ def main() -> None:
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--maps", type=int, default=300, help="test pictures whose maps are measured")
     parser.add_argument("--faithful", type=int, default=100, help="of these, pictures for insertion and deletion")
+    parser.add_argument("--keep", default=None, help="folder to save the networks in")
     parser.add_argument("--out", default=None)
     options = parser.parse_args()
     options.data = f"digits:train={options.pictures},validation=500,test=1000"

@@ -70,6 +70,8 @@ def run(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
         "accuracy": found.accuracy,
         "training_seconds_on_a_busy_machine": round(seconds, 1),
     }
+    if options.keep:
+        model.save_pretrained(Path(options.keep) / f"{arm}-{seed}")
     if arm != "plain":
         drive = map_drive(model, make_loader(test, model.preprocessing, 250, train=False, workers=0), seed=seed)
         entry |= {
@@ -91,6 +93,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=8000, help="training pictures")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--keep", default=None, help="folder to save the networks in")
     parser.add_argument("--out", default=None)
     options = parser.parse_args()
     options.data = f"digits:train={options.pictures},validation=500,test=1000"
