@@ -16,6 +16,7 @@ benchmarks/records/DATE-interpretable-cnn/digits.json and grows run by run; runs
 
 import argparse
 import datetime
+import functools
 import json
 import platform
 import time
@@ -49,6 +50,7 @@ FIXED: dict[str, dict[str, Any]] = {
 }
 
 
+@functools.cache
 def windows(split: str, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return pictures uint8 (N, 32, 32, 3), classes (N,) and boxes of the parts (N, 3, 4) of one split, seed 0."""
     pictures = np.empty((count, SIDE, SIDE, 3), dtype=np.uint8)

@@ -65,7 +65,7 @@ def filter_figure(
         label = [f"filter {number}"]
         if categories is not None:
             index = int(categories[number])
-            label.append(names[index] if names else f"class {index}")
+            label.append(f"of '{names[index]}'" if names else f"of class {index}")
         label.append(f"up to {float(peaks[:, number].max()):.2g}")
         grid.append((label, shown))
     return _drawn(grid, title, path)
