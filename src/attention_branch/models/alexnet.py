@@ -16,6 +16,9 @@ class AlexNetFeatures(nn.Module):
     *our reading*, which leaves the response where it arises.
     """
 
+    smallest_side = 63
+    """Fewest pixels a side that its poolings leave something of."""
+
     def __init__(self, num_classes: int, pretrained: bool = False, drop_rate: float = 0.0) -> None:
         super().__init__()
         weights = AlexNet_Weights.IMAGENET1K_V1 if pretrained else None

@@ -245,6 +245,7 @@ def _attribute_system(config: ModelConfig, pretrained: bool) -> PlainNetwork:
     create: dict[str, Any] = {"lnets-anet": create_lnets_anet, "panda": create_panda}
     model: Any = _call(name, lambda: create[name](config, heads, make, **config.backbone_options))
     _complete(config, model.backbone)
+    config.smallest_side = max(getattr(module, "smallest_side", 1) for module in model.modules())
     return model
 
 
