@@ -6,7 +6,9 @@
 Each case is a network, a branch, a size and a batch of random bytes, trained by the fast path (SGD, no augmentation, a
 small rate, so that no loss diverges). Its kinds take turns in each round, another one first each time, so that a slow
 moment of the machine meets all; the median over the rounds of the ratios to `none` in the same round counts, by the
-clock and by the processor's time. The record goes to benchmarks/records/DATE-guided-cost/PRECISION-DEVICE.json.
+clock and by the processor's time. The floating-point operations of a step are counted too: they do not depend on the
+machine, and leave out what takes time without them. The record goes to
+benchmarks/records/DATE-guided-cost/PRECISION-DEVICE.json.
 """
 
 import argparse
@@ -21,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from attention_branch.data.resident import ResidentImages
 from attention_branch.files import write_json
@@ -64,9 +67,17 @@ def made(case: tuple[str, str, int, int, int], kind: str, options: argparse.Name
     return trainer
 
 
+def counted(trainer: FastTrainer) -> int:
+    """Return the floating-point operations of a step's convolutions and matrix products, forward and back."""
+    with FlopCounterMode(display=False) as counter:
+        trainer.advance(1)
+    return counter.get_total_flops()
+
+
 def measured(case: tuple[str, str, int, int, int], options: argparse.Namespace) -> dict[str, Any]:
     """Return a case's ratios and seconds."""
     trainers = {kind: made(case, kind, options) for kind in KINDS}
+    operations = {kind: counted(trainer) for kind, trainer in trainers.items()}
     seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
     worked: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for number in range(options.rounds + 1):
@@ -81,6 +92,9 @@ def measured(case: tuple[str, str, int, int, int], options: argparse.Namespace) 
                 worked[kind].append(time.process_time() - work)
     network, branch, side, batch, steps = case
     found: dict[str, Any] = {"network": network, "branch": branch, "side": side, "batch": batch, "steps": steps}
+    found["operations_ratio"] = {kind: count / operations["none"] for kind, count in operations.items()}
+    if not options.rounds:
+        return found
     for name, times in (("ratio", seconds), ("processor_ratio", worked)):
         ratios = {kind: [one / plain for one, plain in zip(times[kind], times["none"], strict=True)] for kind in KINDS}
         found[name] = {kind: statistics.median(values) for kind, values in ratios.items()}
@@ -94,7 +108,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=("32", "bf16"), default="32")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=7, help="0 counts operations only")
     parser.add_argument("--out", default=None)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -108,14 +122,16 @@ def main() -> None:
         "versions": {name: version(name) for name in ("torch", "timm")} | {"python": platform.python_version()},
         "protocol": "training steps of the fast path, share 0.25 unless said; ratio: median over the rounds of the "
         "time over that of `none` in the same round; processor_ratio: the same of the processor's time, which other "
-        "work on the machine moves less; range: the smallest and largest",
+        "work on the machine moves less; range: the smallest and largest; operations_ratio: floating-point operations "
+        "of convolutions and matrix products in a step, forward and back",
         "cases": [],
     }
     for case in CASES:
         record["cases"].append(measured(case, options))
         write_json(path, record)
-        shown = {kind: round(value, 3) for kind, value in record["cases"][-1]["processor_ratio"].items()}
-        print(f"{case}: by the processor's time {json.dumps(shown)}", flush=True)
+        for name in ("operations_ratio", "processor_ratio"):
+            shown = {kind: round(value, 3) for kind, value in record["cases"][-1].get(name, {}).items()}
+            print(f"{case}: {name} {json.dumps(shown)}", flush=True)
     print(f"Written to {path}")
 
 

@@ -66,10 +66,11 @@ def attended_sizes(maps: Tensor, threshold: float, limits: tuple[float, float]) 
 def attended_boxes(maps: Tensor, sizes: Tensor) -> Tensor:
     """Return the boxes of `sizes` (N, 2) that hold the most of the stretched maps (N, h, w), the first of equals.
 
-    The sums are differences of a summed-area table, in float64: exact enough that equal boxes stay equal.
+    The sums are differences of a summed-area table of whole millionths, so that they are exact and equals stay equal.
     """
     count, height, width = maps.shape
-    table = F.pad(stretched(maps).double().cumsum(1).cumsum(2), (1, 0, 1, 0)).flatten(1)  # (N, (h + 1) * (w + 1))
+    millionths = (stretched(maps) * 1e6).round().long()
+    table = F.pad(millionths.cumsum(1).cumsum(2), (1, 0, 1, 0)).flatten(1)  # (N, (h + 1) * (w + 1))
     tall, wide = sizes[:, 0].view(-1, 1, 1), sizes[:, 1].view(-1, 1, 1)
     top = torch.arange(height, device=maps.device).view(1, -1, 1)
     left = torch.arange(width, device=maps.device).view(1, 1, -1)
@@ -80,8 +81,7 @@ def attended_boxes(maps: Tensor, sizes: Tensor) -> Tensor:
 
     held = corner(bottom, right) - corner(top, right) - corner(bottom, left) + corner(top, left)
     fits = ((top + tall <= height) & (left + wide <= width)).flatten(1)
-    # Rounded, so that the first of equals does not depend on the order of the sums.
-    place = torch.where(fits, (held * 1e6).round(), -1.0).argmax(1)
+    place = torch.where(fits, held, -1).argmax(1)
     return _boxes(place // width, place % width, sizes)
 
 
