@@ -1,6 +1,6 @@
 """Residual against naive attention and a plain network of equal cost, and where the soft masks point, on the digits.
 
-    python benchmarks/residual_attention.py                         # three seeds, about ten minutes on one quiet core
+    python benchmarks/residual_attention.py                         # three seeds, about half an hour on one quiet core
     python benchmarks/residual_attention.py --arms naive --seeds 0 --pictures 14000
 
 The arms: `residual` and `naive`, Attention-56 for CIFAR at a quarter of its width on the digits shrunk to 32 pixels;
@@ -127,9 +127,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arms", nargs="+", default=["residual", "naive", "plain"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--pictures", type=int, default=8000, help="training pictures")
+    parser.add_argument("--pictures", type=int, default=6000, help="training pictures")
     parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--precision", default="32")
     parser.add_argument("--maps", type=int, default=300, help="test pictures whose maps are measured")
     parser.add_argument("--faithful", type=int, default=100, help="of these, pictures for insertion and deletion")
     parser.add_argument("--keep", default=None, help="folder to save the networks in")
