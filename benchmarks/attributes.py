@@ -6,9 +6,10 @@ Data: mosaics of four quarters, two of which show one of eight classes (a class 
 seed draws the eight classes, the mosaics and the weights. Systems: `always absent`; `plain` (ResNet-20, a cross-entropy
 a head); MOON on the same backbone with the training data's own distribution as target (`moon-source`, the form whose
 figure was published) and with an even one (`moon-balanced`); LNets+ANet and PANDA with that backbone, FaceTracer and
-PANDA on a grid of regions, since a mosaic has no face. The networks share every setting, none of which was tuned. Figures are those of the epoch that is best on
-validation, on the test mosaics: for each head the share of right answers, the mean of the shares among present and
-absent (balanced accuracy), and the average precision; then the mean over heads. The record grows case by case.
+PANDA on a grid of regions, since a mosaic has no face. The networks share every setting, none of which was tuned.
+Figures are those of the epoch that is best on validation, on the test mosaics: for each head the share of right
+answers, the mean of the shares among present and absent (balanced accuracy), and the average precision; then the mean
+over heads. The record grows case by case.
 """
 
 import argparse
@@ -116,7 +117,7 @@ def main() -> None:
         "device": f"{processor()}, {options.threads} threads of {os.cpu_count()} cores",
         "versions": {name: version(name) for name in names} | {"python": platform.python_version()},
         "protocol": "figures of the epoch best on validation, on the test mosaics; means over heads; settings the same "
-        "for the three networks and not tuned; FaceTracer's C and number of features chosen on validation",
+        "for all networks and not tuned; FaceTracer's C and number of features chosen on validation",
         "settings": {name: {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
                      for name, values in SYSTEMS.items()},
         "cases": [],
