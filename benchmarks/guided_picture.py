@@ -29,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run")
     parser.add_argument("picture")
-    parser.add_argument("--images", type=int, default=7)
+    parser.add_argument("--images", type=int, default=6)
     options = parser.parse_args()
     model, settings = load_model(options.run), read_run(options.run)["settings"]
     images = open_data(settings["data"], seed=settings["seed"]).validation

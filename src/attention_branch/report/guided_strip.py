@@ -43,7 +43,7 @@ def guided_strip(
     if share is not None:
         below = [f"{text} {part:.0%} own".strip() for text, part in zip(below, share.tolist(), strict=True)]
     top = _LINE + _GAP if title else _GAP
-    lines = _LINE * 2
+    lines = _LINE * (2 if any(below) else 1)
     sheet = Image.new("RGB", (_GAP + len(rows) * (width + _GAP), top + 3 * (height + 2) + lines + _GAP), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT)
     if title:
@@ -54,7 +54,8 @@ def guided_strip(
             sheet.paste(panel, (x, y))
             y += height + 2
         values = torch.as_tensor(maps[column])
-        for text in (below[column], f"map {number(float(values.min()))} to {number(float(values.max()))}"):
+        own = [below[column]] if any(below) else []
+        for text in [*own, f"map {number(float(values.min()))} to {number(float(values.max()))}"]:
             draw.text((x, y + 1), fitted(text, width, font), fill="#1c2430", font=font)
             y += _LINE
     path = Path(path)
