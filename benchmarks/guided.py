@@ -6,8 +6,8 @@
 Each case is a network, a branch, a size and a batch of random bytes, trained by the fast path (SGD, no augmentation, a
 small rate, so that no loss diverges). Its kinds take turns in each round, another one first each time, so that a slow
 moment of the machine meets all; the median over the rounds of the ratios to `none` in the same round counts, by the
-clock and by the processor's time. The floating-point operations of a step are counted too: they do not depend on the
-machine, and leave out what takes time without them. The record goes to
+clock and by the processor's time. The ratio of the floating-point operations is reckoned too (`--rounds 0` does only
+that): it does not depend on the machine, and leaves out what takes time without them. The record goes to
 benchmarks/records/DATE-guided-cost/PRECISION-DEVICE.json.
 """
 
@@ -67,17 +67,27 @@ def made(case: tuple[str, str, int, int, int], kind: str, options: argparse.Name
     return trainer
 
 
-def counted(trainer: FastTrainer) -> int:
-    """Return the floating-point operations of a step's convolutions and matrix products, forward and back."""
-    with FlopCounterMode(display=False) as counter:
-        trainer.advance(1)
-    return counter.get_total_flops()
+def reckoned(case: tuple[str, str, int, int, int]) -> dict[str, float]:
+    """Return the ratio of a step by floating-point operations alone: the way back counted as two ways forward."""
+    network, branch, side, batch, _ = case
+    model = create_model(network, num_classes=10, branch=branch).eval()
+    counts = []
+    for call in (model.attend, model):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            call(torch.zeros(1, 3, side, side))
+        counts.append(counter.get_total_flops())
+    shares = {kind: settings.get("guided_share", 0.25) if settings else 0.0 for kind, settings in KINDS.items()}
+    return {kind: 1 + round(share * batch) / batch * counts[0] / (3 * counts[1]) for kind, share in shares.items()}
 
 
 def measured(case: tuple[str, str, int, int, int], options: argparse.Namespace) -> dict[str, Any]:
     """Return a case's ratios and seconds."""
+    network, branch, side, batch, steps = case
+    found: dict[str, Any] = {"network": network, "branch": branch, "side": side, "batch": batch, "steps": steps}
+    found["operations_ratio"] = reckoned(case)
+    if not options.rounds:
+        return found
     trainers = {kind: made(case, kind, options) for kind in KINDS}
-    operations = {kind: counted(trainer) for kind, trainer in trainers.items()}
     seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
     worked: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for number in range(options.rounds + 1):
@@ -90,11 +100,6 @@ def measured(case: tuple[str, str, int, int, int], options: argparse.Namespace) 
             if number:  # the round before the first does not count
                 seconds[kind].append(time.perf_counter() - began)
                 worked[kind].append(time.process_time() - work)
-    network, branch, side, batch, steps = case
-    found: dict[str, Any] = {"network": network, "branch": branch, "side": side, "batch": batch, "steps": steps}
-    found["operations_ratio"] = {kind: count / operations["none"] for kind, count in operations.items()}
-    if not options.rounds:
-        return found
     for name, times in (("ratio", seconds), ("processor_ratio", worked)):
         ratios = {kind: [one / plain for one, plain in zip(times[kind], times["none"], strict=True)] for kind in KINDS}
         found[name] = {kind: statistics.median(values) for kind, values in ratios.items()}
@@ -108,7 +113,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=("32", "bf16"), default="32")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=7, help="0 counts operations only")
+    parser.add_argument("--rounds", type=int, default=7, help="0 reckons by operations only")
     parser.add_argument("--out", default=None)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -122,8 +127,8 @@ def main() -> None:
         "versions": {name: version(name) for name in ("torch", "timm")} | {"python": platform.python_version()},
         "protocol": "training steps of the fast path, share 0.25 unless said; ratio: median over the rounds of the "
         "time over that of `none` in the same round; processor_ratio: the same of the processor's time, which other "
-        "work on the machine moves less; range: the smallest and largest; operations_ratio: floating-point operations "
-        "of convolutions and matrix products in a step, forward and back",
+        "work on the machine moves less; range: the smallest and largest; operations_ratio: reckoned from the "
+        "floating-point operations of extractor and branch over three times those of the whole network",
         "cases": [],
     }
     for case in CASES:

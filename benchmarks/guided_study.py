@@ -64,7 +64,8 @@ def settings(arm: str, seed: int, options: argparse.Namespace) -> TrainConfig:
     return recipe(
         "cifar-modern", data="CIFAR-10 (JPEG)", model=options.network, branch=options.branch,
         model_options=(f"stem_stride={options.stride}",), epochs=options.epochs,
-        warmup_epochs=1, label_smoothing=0.0, ema=None, augment="pad-crop-flip", precision="32", seed=seed, **changes,
+        warmup_epochs=1, label_smoothing=0.0, ema=None, augment="pad-crop-flip",
+        precision=options.precision, seed=seed, **changes,
     )  # fmt: skip
 
 
@@ -126,8 +127,9 @@ def map_figures(trainer: FastTrainer, images: ResidentImages, config: TrainConfi
 def run_all(options: argparse.Namespace) -> None:
     """Train every arm with every seed, seed by seed."""
     out = Path(options.out)
-    rows = np.random.default_rng(0).permutation(50_000)[: options.images + VALIDATION]
-    pixels, labels = pictures(Path(options.data) / "train.parquet", rows)
+    source = Path(options.data) / "train.parquet"
+    known = pyarrow.parquet.read_metadata(source).num_rows
+    pixels, labels = pictures(source, np.random.default_rng(0).permutation(known)[: options.images + VALIDATION])
     train = pixels[: options.images], labels[: options.images]
     channels = train[0].reshape(-1, 3) / 255
     data = {
@@ -138,9 +140,11 @@ def run_all(options: argparse.Namespace) -> None:
     }
     common = {
         "command": f"python benchmarks/guided_study.py runs DATA --images {options.images} --epochs {options.epochs} "
-        f"--share {options.share:g} --network {options.network} --branch {options.branch} --stride {options.stride}",
-        "data": f"CIFAR-10 (JPEG): {options.images} training, {VALIDATION} validation images, 10,000 test images",
-        "network": f"{options.network}, {options.branch} branch",
+        f"--share {options.share:g} --precision {options.precision} --network {options.network} "
+        f"--branch {options.branch} --stride {options.stride}",
+        "data": f"CIFAR-10 (JPEG): {options.images} training, {VALIDATION} validation and "
+        f"{len(data['test'][1])} test images",
+        "network": f"{options.network}, stem_stride={options.stride}, {options.branch} branch, {options.precision}",
         "device": f"{processor()}, {torch.get_num_threads()} thread",
         "versions": {name: version(name) for name in ("torch", "timm", "numpy")}
         | {"python": platform.python_version()},
@@ -204,6 +208,7 @@ def main() -> None:
     runs.add_argument("--images", type=int, default=10_000, help="training images")
     runs.add_argument("--epochs", type=int, default=8)
     runs.add_argument("--share", type=float, default=0.5, help="of the images that are changed")
+    runs.add_argument("--precision", choices=("32", "bf16"), default="32")
     runs.add_argument("--network", default="resnet14")
     runs.add_argument("--branch", default="lite")
     runs.add_argument("--stride", type=int, default=2, help="of the first convolution")
