@@ -204,7 +204,7 @@ def test_a_loss_of_another_batch_is_refused():
 def test_vgg_has_two_layers_before_its_last_pooling(variant):
     """The released code masks the added convolution's maps behind the pooling."""
     network = ab.create_backbone(
-        "interpretable:vgg11", num_classes=3, variant=variant, channels=[4, 4, 8, 8, 8], mlp_ratio=1 / 64
+        "interpretable:vgg11", num_classes=3, variant=variant, channels=[8, 8, 8, 8, 8], mlp_ratio=1 / 64
     )
     kinds = [type(module).__name__ for module in network.backbone.features][-6:]
     tail = ["MaxPool2d", "InterpretableLayer"] if variant == "released" else ["InterpretableLayer", "MaxPool2d"]
