@@ -1,6 +1,10 @@
 """Do LNets+ANet and PANDA find the face that the attributes are of? On drawn faces, whose places are known.
 
     python benchmarks/localise.py
+    python benchmarks/localise.py --trial runs/localise/lnets-anet-0/stages/lnet-s/model
+
+The first trains every system. With `--trial` none is: the boxes of a saved LNets+ANet are measured, and the points that
+PANDA's network learns from 500 faces in ten epochs, to `trial.json`.
 
 Data: `drawn_faces.py`, a constructed set: 64-pixel crops of two photos with a drawn face of 26 to 40 pixels at a random
 place, and eight yes/no attributes that depend on the face alone, each in 40 % of the pictures. Measured on the test
@@ -15,6 +19,7 @@ import datetime
 import json
 import os
 import platform
+import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -25,11 +30,12 @@ import torch
 
 from attention_branch.data import DataSet, ImageSet, make_loader
 from attention_branch.evaluation import evaluate
-from attention_branch.files import write_json
+from attention_branch.files import read_json_lines, write_json
 from attention_branch.hardware import processor
-from attention_branch.models import load_model
-from attention_branch.training import TrainConfig, train
+from attention_branch.models import create_backbone, load_model
+from attention_branch.training import TrainConfig, attribute_stages, train
 from attention_branch.training.attribute_stages import point_error
+from attention_branch.training.stages import Stages
 from drawn_faces import ATTRIBUTES, HEIGHTS, SIDE, SIZES, drawn_faces
 
 SHARED = {"image_size": SIDE, "lr": 2e-3, "weight_decay": 0.01, "warmup_epochs": 1.0, "augment": "flip", "maps": 0}
@@ -138,6 +144,43 @@ def measured(name: str, seed: int, data: DataSet, options: argparse.Namespace) -
     return figures
 
 
+def learned_points(seed: int, folder: Path) -> tuple[Any, DataSet]:
+    """Return PANDA with only its points learned, from 500 faces in ten epochs, and the data."""
+    attribute_stages.POINT_EPOCHS = 10
+    data = drawn_faces(seed, {"train": 500, "validation": 100, "test": 1000})
+    torch.manual_seed(seed)
+    model = create_backbone(
+        "panda", heads=data.heads, image_size=SIDE, part=32, channels=2, hidden=2, whole="resnet14"
+    ).eval()  # fmt: skip
+    config = TrainConfig(data=data.spec, model="panda", seed=seed, workers=0)
+    model.take(attribute_stages.train_points(config, data, model, Stages(folder)))
+    return model, data
+
+
+def trial(network: str, record: dict[str, Any], path: Path) -> None:
+    """Measure a saved network's boxes and quickly learned points on test faces, and write the record."""
+    with tempfile.TemporaryDirectory() as folder:
+        model, data = learned_points(0, Path(folder))
+    assert data.test is not None
+    train_faces = drawn_faces(0, {"train": 500}).train
+    assert train_faces is not None
+    lnets = load_model(network)
+    stages = Path(network).parents[1]
+    epochs = {}
+    for name in ("lnet-o", "lnet-s"):
+        lines = read_json_lines(stages / name / "metrics.jsonl")
+        epochs[name] = {"epochs": len(lines), "best_validation_accuracy": max(x["validation_accuracy"] for x in lines)}
+    record["options"] = {"trial": "LNets of a run that was stopped; points from 500 faces, ten epochs", "seed": 0}
+    record["cases"] = [
+        {"system": "boxes that know nothing", "boxes": controls(
+            train_faces.source.boxes / SIDE, data.test.source.boxes / SIDE, 0)},
+        {"system": "lnets-anet", "trained": epochs, "boxes": localised(lnets, data.test)},
+        {"system": "panda", "point_error": pointed(model, data.test)},
+    ]  # fmt: skip
+    write_json(path, record)
+    print(json.dumps(record["cases"], indent=1))
+
+
 def main() -> None:
     """Measure every system with every seed and write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -148,15 +191,16 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--runs", default="runs/localise", help="where the run folders go; a stopped one goes on")
+    parser.add_argument("--trial", default=None, help="a saved LNets+ANet; nothing else is trained than points")
     parser.add_argument("--out", default=None)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     folder = Path(__file__).parent / "records" / f"{datetime.date.today():%Y-%m-%d}-localise"
-    path = Path(options.out) if options.out else folder / "localise.json"
+    path = Path(options.out) if options.out else folder / ("trial.json" if options.trial else "localise.json")
     names = ("attention-branch", "torch", "timm", "lightning", "scikit-learn", "numpy")
     record: dict[str, Any] = {
         "command": "python benchmarks/localise.py",
-        "options": {key: value for key, value in vars(options).items() if key not in ("out", "runs")},
+        "options": {key: value for key, value in vars(options).items() if key not in ("out", "runs", "trial")},
         "data": {
             "name": "drawn faces, constructed",
             "attributes": list(ATTRIBUTES),
@@ -170,6 +214,11 @@ def main() -> None:
         "settings": {"all": SHARED, **SYSTEMS},
         "cases": [],
     }
+    if options.trial:
+        record["command"] += " --trial STAGES/lnet-s/model"
+        record["data"]["images"] = {"train": 2700, "validation": 500, "test": 1000}
+        trial(options.trial, record, path)
+        return
     cases: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["cases"] if path.exists() else []
     for seed in options.seeds:
         data = drawn_faces(seed, SIZES | {"train": options.train})

@@ -1,10 +1,13 @@
-"""Draw lnets-anet.png and panda.png, pictures of facial-attributes.md, from the networks of the benchmark.
+"""Draw lnets-anet.png and panda.png, pictures of facial-attributes.md, on drawn faces.
 
-python benchmarks/localise.py --runs runs/localise
-python docs/figures/attribute_parts.py runs/localise
+python benchmarks/localise.py --systems lnets-anet --runs runs/localise
+python docs/figures/attribute_parts.py runs/localise/lnets-anet-0
+
+The argument is a saved LNets+ANet; PANDA's points are learned here, in seconds.
 """
 
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from attention_branch.models.crops import cut
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from drawn_faces import SIDE, drawn_faces  # noqa: E402
+from localise import learned_points  # noqa: E402
 
 SHOWN = 6
 TRUE, UPPER, FACE = "white", "tab:orange", "tab:cyan"
@@ -82,6 +86,7 @@ def panda(model: Any, images: torch.Tensor, points: np.ndarray) -> Figure:
     colours = dict(zip(names, ("tab:cyan", "tab:orange", "tab:red", "tab:green"), strict=True))
     for column, picture in enumerate(shown(model, images)):
         axes[0, column].imshow(picture)
+        axes[0, column].set(xlim=(-0.5, SIDE - 0.5), ylim=(SIDE - 0.5, -0.5))
         axes[0, column].plot(*points[column].T, "o", color=TRUE, markersize=3, markerfacecolor="none")
         axes[0, column].plot(*found[column].T, "+", color="yellow", markersize=5)
         for row, name in enumerate(names, 1):
@@ -95,18 +100,18 @@ def panda(model: Any, images: torch.Tensor, points: np.ndarray) -> Figure:
 
 def main() -> None:
     """Write both pictures into docs/pictures."""
-    runs = Path(sys.argv[1])
     data = drawn_faces(0, {"test": SHOWN})
     assert data.test is not None
-    for name in ("lnets-anet", "panda"):
-        model = ab.load_model(runs / f"{name}-0")
-        images = torch.stack([model.preprocessing.tensor(data.test.image(number)) for number in range(SHOWN)])
-        source: Any = data.test.source
-        if name == "panda":
-            figure = panda(model, images, np.stack([source.points(row) for row in range(SHOWN)]))
-        else:
-            figure = lnets(model, images, source.boxes)
-        figure.savefig(ROOT / "docs" / "pictures" / f"{name}.png", dpi=110)
+    source: Any = data.test.source
+    model = ab.load_model(sys.argv[1])
+    images = torch.stack([model.preprocessing.tensor(data.test.image(number)) for number in range(SHOWN)])
+    figures = {"lnets-anet": lnets(model, images, source.boxes)}
+    with tempfile.TemporaryDirectory() as folder:
+        model, _ = learned_points(0, Path(folder))
+    images = torch.stack([model.preprocessing.tensor(data.test.image(number)) for number in range(SHOWN)])
+    figures["panda"] = panda(model, images, np.stack([source.points(row) for row in range(SHOWN)]))
+    for name, figure in figures.items():
+        figure.savefig(ROOT / "docs" / "pictures" / f"{name}.png", dpi=95)
 
 
 if __name__ == "__main__":

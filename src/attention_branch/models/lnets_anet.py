@@ -28,6 +28,10 @@ from attention_branch.models.staged import StagedNetwork
 CONTEXT = 1.2
 """How much a window is enlarged before it is cut out ('a small factor' in the paper)."""
 
+FACE_THRESHOLD = 0.0
+"""LNet_s's threshold is its map's mean: the face fills much of what it sees, and a higher one cut out pieces of faces
+(validation pictures of benchmarks/localise.py). LNet_o's is that of `localiser.py`."""
+
 TrunkMaker = Callable[[str, int, dict[str, Any]], nn.Module]
 """Makes a backbone of a name, with so many outputs and further options."""
 
@@ -73,7 +77,7 @@ class LNetsANet(StagedNetwork):
             upper, response = self._head_shoulders(images)
             side = min(images.shape[-2:])
             face_response = self.backbone.lnet_s.response(cut(images, upper[:, None], (side, side))[:, 0])
-            faces = enlarged(within(upper, best_window(face_response)), CONTEXT)
+            faces = enlarged(within(upper, best_window(face_response, FACE_THRESHOLD)), CONTEXT)
         return Localised(faces, upper, response, face_response)
 
     def features(self, images: Tensor) -> Tensor:
