@@ -13,6 +13,7 @@ from PIL import Image
 
 import attention_branch as ab
 from attention_branch.data import open_data
+from attention_branch.models.registry import stands_alone
 from attention_branch.models.small import SMALL
 from attention_branch.training import RECIPES, TrainConfig, recipe, train
 from attention_branch.training import run as run_module
@@ -76,7 +77,8 @@ def miniature(name: str, data: dict[str, str], out: Path) -> TrainConfig:
     )
 
 
-@pytest.mark.parametrize("name", RECIPES)
+# Systems of their own have tests of their own, which run them in miniature.
+@pytest.mark.parametrize("name", [name for name, chosen in RECIPES.items() if not stands_alone(chosen.model)])
 def test_every_recipe_takes_two_steps(
     name: str, data: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
