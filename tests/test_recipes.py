@@ -13,6 +13,7 @@ from PIL import Image
 
 import attention_branch as ab
 from attention_branch.data import open_data
+from attention_branch.models.registry import stands_alone
 from attention_branch.models.residual_attention import RESIDUAL_ATTENTION
 from attention_branch.models.small import SMALL
 from attention_branch.training import RECIPES, TrainConfig, recipe, train
@@ -59,8 +60,10 @@ def miniature(name: str, data: dict[str, str], out: Path) -> TrainConfig:
     chosen = RECIPES[name]
     small = chosen.model in SMALL or chosen.model.endswith("_cifar")
     by_width = small or chosen.model in RESIDUAL_ATTENTION
-    # Not fewer than 8 channels: convolutions of 4 write beyond their memory in some builds of torch on the CPU.
-    narrow = ("width=0.125",) if by_width else ("channels=[8, 8, 8, 8]", "layers=[1, 1, 1, 1]")
+    # Not fewer than 8 channels: on processors without AVX-512 torch 2.15 writes beyond the memory of a narrower
+    # convolution in channels_last, and the process is aborted.
+    width = 0.125 if by_width and not chosen.model.startswith(("resnet", "wrn", "densenet")) else 0.5
+    narrow = (f"width={width}",) if by_width else ("channels=[8, 8, 8, 8]", "layers=[1, 1, 1, 1]")
     if chosen.model == "vgg16":
         narrow = ("channels=[8, 8, 8, 8, 8]",)
     side = 16 if small else 48
@@ -79,7 +82,8 @@ def miniature(name: str, data: dict[str, str], out: Path) -> TrainConfig:
     )
 
 
-@pytest.mark.parametrize("name", RECIPES)
+# Systems of their own have tests of their own, which run them in miniature.
+@pytest.mark.parametrize("name", [name for name, chosen in RECIPES.items() if not stands_alone(chosen.model)])
 def test_every_recipe_takes_two_steps(
     name: str, data: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
