@@ -21,7 +21,7 @@ from attention_branch.training import TrainConfig, recipe
 from attention_branch.training.building import make_model
 from attention_branch.training.fast import FastTrainer
 from attention_branch.training.module import Classifier
-from attention_branch.training.run import EpochBatches, _trainer
+from attention_branch.training.run import EpochBatches, make_trainer
 from official_code import official_network
 
 CLASSES = {"label": tuple(f"class {number}" for number in range(100))}
@@ -174,7 +174,7 @@ class Plain:
 
     def turn(self) -> Taken:
         """Return what a turn's timed steps take."""
-        trainer, _ = _trainer(self.config, Path())
+        trainer, _ = make_trainer(self.config, Path())
         loader = make_loader(
             self.images, self.network.preprocessing, self.around.batch, train=True, augment=self.config.augment,
             workers=self.config.workers, normalized=False,
