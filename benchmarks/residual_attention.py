@@ -11,26 +11,17 @@ benchmarks/records/DATE-residual-attention/digits.json and grows run by run; run
 """
 
 import argparse
-import dataclasses
-import datetime
-import json
-import tempfile
-import time
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import attention_branch as ab
-from attention_branch.data import open_data
-from attention_branch.evaluation.run import versions
 from attention_branch.explanations.soft_masks import mask_names
-from attention_branch.files import write_json
-from attention_branch.hardware import processor
 from attention_branch.metrics import InsertionMinusDeletion, PointingGame
 from attention_branch.models.cost import cost
 from attention_branch.models.wider import wider_backbone
-from attention_branch.training import recipe, train
+from attention_branch.training import recipe
+from digits_runs import options_for, run_all, trained
 
 NETWORK, WIDTH, SIDE = "attention56_cifar", 0.25, 32
 CONTROLS = ("center", "random")
@@ -92,29 +83,11 @@ def run(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
         seed=seed,
         maps=0,
     )
-    began = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        model = ab.load_model(train(dataclasses.replace(config, out=f"{folder}/run")) / "last")
-    seconds = time.perf_counter() - began
-    test = open_data(options.data, seed=seed).test
-    assert test is not None
+    model, test, entry = trained(config, arm, options.keep)
     samples = [test[row] for row in range(len(test))]
     images = torch.stack([model.preprocessing.tensor(sample.image) for sample in samples])
     labels = torch.tensor([sample.target for sample in samples])
-    found = cost(model, (SIDE, SIDE))
-    entry: dict[str, Any] = {
-        "arm": arm,
-        "seed": seed,
-        "network": name,
-        "options": chosen,
-        "parameters": found.parameters,
-        "multiply_adds": found.multiply_adds,
-        "test_images": len(test),
-        "accuracy": accuracy(model, images, labels),
-        "training_seconds_on_a_busy_machine": round(seconds, 1),
-    }
-    if options.keep:
-        model.save_pretrained(Path(options.keep) / f"{arm}-{seed}")
+    entry |= {"network": name, "options": chosen, "accuracy": accuracy(model, images, labels)}
     if arm != "plain":
         regions = torch.stack([torch.from_numpy(sample.region(model.preprocessing)) for sample in samples])
         count = min(options.maps, len(images))
@@ -124,37 +97,19 @@ def run(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     """Train and measure every arm with every seed, and write the record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arms", nargs="+", default=["residual", "naive", "plain"])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--pictures", type=int, default=6000, help="training pictures")
-    parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--precision", default="32")
+    parser = options_for(__doc__, ["residual", "naive", "plain"])
     parser.add_argument("--maps", type=int, default=300, help="test pictures whose maps are measured")
     parser.add_argument("--faithful", type=int, default=100, help="of these, pictures for insertion and deletion")
-    parser.add_argument("--keep", default=None, help="folder to save the networks in")
-    parser.add_argument("--out", default=None)
     options = parser.parse_args()
     options.data = f"digits:train={options.pictures},validation=500,test=1000"
-    folder = Path(__file__).parent / "records" / f"{datetime.date.today():%Y-%m-%d}-residual-attention"
-    path = Path(options.out) if options.out else folder / "digits.json"
-    record = json.loads(path.read_text()) if path.is_file() else {"runs": []}
-    for seed in options.seeds:
-        for arm in options.arms:
-            if any((one["arm"], one["seed"]) == (arm, seed) for one in record["runs"]):
-                continue
-            record["runs"].append(run(arm, seed, options))
-            record |= {
-                "command": "python benchmarks/residual_attention.py",
-                "data": f"{options.data}, shrunk to {SIDE} pixels",
-                "settings": f"recipe digits-study, {options.epochs} epochs, last epoch, {options.precision}",
-                "pointing": f"first {options.maps} test pictures, tolerance 15/224 of the side",
-                "insertion_minus_deletion": f"first {options.faithful} test pictures, of the predicted class",
-                "hardware": {"processor": processor(), "threads": torch.get_num_threads(), "shared": True},
-                "versions": versions(),
-            }
-            write_json(path, record)
-            print(json.dumps(record["runs"][-1]), flush=True)
+    about = {
+        "command": "python benchmarks/residual_attention.py",
+        "data": f"{options.data}, shrunk to {SIDE} pixels",
+        "settings": f"recipe digits-study, {options.epochs} epochs, last epoch, {options.precision}",
+        "pointing": f"first {options.maps} test pictures, tolerance 15/224 of the side",
+        "insertion_minus_deletion": f"first {options.faithful} test pictures, of the predicted class",
+    }
+    run_all(options, run, "residual-attention", about)
 
 
 if __name__ == "__main__":

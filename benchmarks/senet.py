@@ -12,25 +12,13 @@ grows run by run; runs that it holds are not done again.
 """
 
 import argparse
-import dataclasses
-import datetime
-import json
-import tempfile
-import time
-from pathlib import Path
 from typing import Any
 
-import torch
-
-import attention_branch as ab
-from attention_branch.data import make_loader, open_data
+from attention_branch.data import make_loader
 from attention_branch.evaluation import evaluate
-from attention_branch.evaluation.run import versions
-from attention_branch.files import write_json
-from attention_branch.hardware import processor
 from attention_branch.metrics.drive import map_drive
-from attention_branch.models.cost import cost
-from attention_branch.training import recipe, train
+from attention_branch.training import recipe
+from digits_runs import options_for, run_all, trained
 
 NETWORK = "seresnet18"
 OPTIONS = ("channels=[8, 16, 32, 64]", "output_stride=8")
@@ -53,25 +41,9 @@ def run(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
         seed=seed,
         maps=0,
     )
-    began = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        model = ab.load_model(train(dataclasses.replace(config, out=f"{folder}/run")) / "last")
-    seconds = time.perf_counter() - began
-    test = open_data(options.data, seed=seed).test
-    assert test is not None
+    model, test, entry = trained(config, arm, options.keep)
     found = evaluate(model, test, batch_size=250)
-    counted = cost(model, (SIDE, SIDE))
-    entry: dict[str, Any] = {
-        "arm": arm,
-        "seed": seed,
-        "parameters": counted.parameters,
-        "multiply_adds": counted.multiply_adds,
-        "test_images": len(test),
-        "accuracy": found.accuracy,
-        "training_seconds_on_a_busy_machine": round(seconds, 1),
-    }
-    if options.keep:
-        model.save_pretrained(Path(options.keep) / f"{arm}-{seed}")
+    entry["accuracy"] = found.accuracy
     if arm != "plain":
         drive = map_drive(model, make_loader(test, model.preprocessing, 250, train=False, workers=0), seed=seed)
         entry |= {
@@ -87,34 +59,15 @@ def run(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     """Train and measure every arm with every seed, and write the record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arms", nargs="+", default=["sigmoid", "sum-log", "plain"])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--pictures", type=int, default=6000, help="training pictures")
-    parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--precision", default="32")
-    parser.add_argument("--keep", default=None, help="folder to save the networks in")
-    parser.add_argument("--out", default=None)
-    options = parser.parse_args()
+    options = options_for(__doc__, ["sigmoid", "sum-log", "plain"]).parse_args()
     options.data = f"digits:train={options.pictures},validation=500,test=1000"
-    folder = Path(__file__).parent / "records" / f"{datetime.date.today():%Y-%m-%d}-senet"
-    path = Path(options.out) if options.out else folder / "digits.json"
-    record = json.loads(path.read_text()) if path.is_file() else {"runs": []}
-    for seed in options.seeds:
-        for arm in options.arms:
-            if any((one["arm"], one["seed"]) == (arm, seed) for one in record["runs"]):
-                continue
-            record["runs"].append(run(arm, seed, options))
-            record |= {
-                "command": "python benchmarks/senet.py",
-                "data": options.data,
-                "network": f"{NETWORK}, {', '.join(OPTIONS)}, branch paper, mechanism residual",
-                "settings": f"recipe digits-study, {options.epochs} epochs, last epoch, {options.precision}",
-                "hardware": {"processor": processor(), "threads": torch.get_num_threads(), "shared": True},
-                "versions": versions(),
-            }
-            write_json(path, record)
-            print(json.dumps(record["runs"][-1]), flush=True)
+    about = {
+        "command": "python benchmarks/senet.py",
+        "data": options.data,
+        "network": f"{NETWORK}, {', '.join(OPTIONS)}, branch paper, mechanism residual",
+        "settings": f"recipe digits-study, {options.epochs} epochs, last epoch, {options.precision}",
+    }
+    run_all(options, run, "senet", about)
 
 
 if __name__ == "__main__":
