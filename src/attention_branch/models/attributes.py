@@ -5,6 +5,7 @@ makes its features, and `scores`. What is learned outside of gradients lies in p
 that it counts as the network's size and is saved with it; `training/fitted.py` fills it in.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -16,7 +17,7 @@ from attention_branch.models.output import Scores
 from attention_branch.models.saving import ModelConfig
 
 
-class AttributeNetwork(PlainNetwork):
+class AttributeNetwork(PlainNetwork, ABC):
     """A network of yes/no heads. Subclasses give `scores`; a score above zero is a yes."""
 
     def __init__(self, config: ModelConfig, backbone: nn.Module) -> None:
@@ -31,9 +32,9 @@ class AttributeNetwork(PlainNetwork):
                     "classes or of one logit, or use another network."
                 )
 
+    @abstractmethod
     def scores(self, images: Tensor) -> Tensor:
         """Return one score a head (N, T) for normalised images (N, 3, H, W)."""
-        raise NotImplementedError
 
     def forward(self, images: Tensor) -> Scores:
         """Return logits (N, 2) or (N, 1), by head where there are several, for normalised images (N, 3, H, W)."""

@@ -4,6 +4,7 @@ While a stage is under way (`begin`), the network answers with that stage's own 
 others stand still. In use it answers with the linear classifiers on `features`.
 """
 
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -43,17 +44,17 @@ class StagedNetwork(AttributeNetwork):
                 self.backbone.get_submodule(name).eval()
         return self
 
+    @abstractmethod
     def stage_modules(self, stage: str) -> tuple[nn.Module, ...]:
         """Return the children of the backbone that a stage trains."""
-        raise NotImplementedError
 
+    @abstractmethod
     def stage_scores(self, images: Tensor) -> Tensor:
         """Return the scores (N, T) of the stage under way."""
-        raise NotImplementedError
 
+    @abstractmethod
     def features(self, images: Tensor) -> Tensor:
         """Return P vectors an image (N, P, D), whose scores are averaged."""
-        raise NotImplementedError
 
     def scores(self, images: Tensor) -> Tensor:
         """Return one score a head (N, T)."""
