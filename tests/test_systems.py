@@ -34,7 +34,8 @@ class System:
 SYSTEMS = {
     "vgg16_cam": System("vgg16_cam"),
     "seresnet": System("seresnet18"),
-    "attention_abn": System("attention56", branch=True, options={"width": 0.25}),
+    "attention": System("attention56_cifar", side=32, options={"width": 0.25}),
+    "attention_abn": System("attention56_cifar", side=32, branch=True, options={"width": 0.25}),
     "seresnet_sum_log": System("seresnet18", branch=True, options={"map_form": "sum-log", "branch": "lite"}),
     "moon": System("moon:resnet20", side=32, heads={"glasses": 2, "smiling": 1}),
     "facetracer": System("facetracer", heads={"glasses": 2, "smiling": 1}, learns=False),
