@@ -1,4 +1,4 @@
-"""Systems for yes/no attributes on mosaics of real pictures: MOON and FaceTracer beside a plain network.
+"""Systems for yes/no attributes on mosaics of real pictures, all four beside a plain network.
 
     python benchmarks/attributes.py tiny-imagenet-100/      # the folder with the parquet files
 
@@ -117,14 +117,20 @@ def main() -> None:
         "device": f"{processor()}, {options.threads} threads of {os.cpu_count()} cores",
         "versions": {name: version(name) for name in names} | {"python": platform.python_version()},
         "protocol": "figures of the epoch best on validation, on the test mosaics; means over heads; settings the same "
-        "for all networks and not tuned; FaceTracer's C and number of features chosen on validation",
+        "for all networks and not tuned; C of the SVMs and FaceTracer's number of features chosen on validation",
         "settings": {name: {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
                      for name, values in SYSTEMS.items()},
         "cases": [],
     }  # fmt: skip
     cases: list[dict[str, object]] = []
     if path.exists():
-        cases = json.loads(path.read_text(encoding="utf-8"))["cases"]
+        before = json.loads(path.read_text(encoding="utf-8"))
+        changed = [
+            key for key in ("train", "epochs", "batch", "precision") if before["options"][key] != vars(options)[key]
+        ]
+        if changed:
+            parser.error(f"{path} holds cases with another {' and '.join(changed)}; choose another --out.")
+        cases = before["cases"]
     for seed in options.seeds:
         data = open_data(f"mosaics:{options.data},{sizes}", seed=seed, progress=False)
         described = {"seed": seed, "fingerprint": data.record()["fingerprint"], "classes": list(data.tasks)}

@@ -1,4 +1,4 @@
-"""What the benchmarks that train small networks on the digits share: one training, and the loop over arms and seeds."""
+"""What the benchmarks on the digits share: one training of a small network, and the loop over arms and seeds."""
 
 import argparse
 import dataclasses
@@ -66,18 +66,17 @@ def run_all(
     """Call `run` for every arm and seed that the record of benchmarks/records/DATE-NAME does not hold yet."""
     folder = Path(__file__).parent / "records" / f"{datetime.date.today():%Y-%m-%d}-{name}"
     path = Path(options.out) if options.out else folder / "digits.json"
-    asked = {key: getattr(options, key) for key in ("pictures", "epochs", "precision")}
-    record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"options": asked, "runs": []}
+    asked = {key: value for key, value in vars(options).items() if key not in ("arms", "seeds", "keep", "out", "data")}
+    record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else about | {"options": asked, "runs": []}
     if record["options"] != asked:
         raise SystemExit(f"{path} holds runs of other options ({record['options']}); choose another --out.")
     for seed in options.seeds:
         for arm in options.arms:
             if any((one["arm"], one["seed"]) == (arm, seed) for one in record["runs"]):
                 continue
-            record["runs"].append(run(arm, seed, options))
-            record |= about | {
-                "hardware": {"processor": processor(), "threads": torch.get_num_threads(), "cores": os.cpu_count()},
-                "versions": versions(),
-            }
+            found = run(arm, seed, options)
+            hardware = {"processor": processor(), "threads": torch.get_num_threads(), "cores": os.cpu_count()}
+            record["runs"].append(found | {"hardware": hardware, "versions": versions()})
             write_json(path, record)
-            print(json.dumps(record["runs"][-1]), flush=True)
+            shown = {key: value for key, value in found.items() if isinstance(value, str | int | float)}
+            print(json.dumps(shown), flush=True)

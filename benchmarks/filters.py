@@ -16,12 +16,8 @@ benchmarks/records/DATE-interpretable-cnn/digits.json and grows run by run; runs
 """
 
 import argparse
-import datetime
 import functools
-import json
-import platform
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +31,17 @@ from attention_branch.data import open_data
 from attention_branch.data.digits import draw
 from attention_branch.data.resident import ResidentImages
 from attention_branch.explanations.filters import filter_maps
-from attention_branch.files import atomic_path, write_json
-from attention_branch.hardware import processor
+from attention_branch.files import atomic_path
 from attention_branch.metrics.statistics import MetricResult
 from attention_branch.report import filter_figure
 from attention_branch.training import recipe
 from attention_branch.training.building import make_model
 from attention_branch.training.fast import FastTrainer
+from digits_runs import run_all
 
 SIDE = 32
 ARMS = ("ordinary", "mask", "paper=30", "exact=3", "released=300")
+TITLES = {"ordinary": "ordinary network", "mask": "mask alone"}
 FIXED: dict[str, dict[str, Any]] = {
     "ordinary": {"filter_weight": 0.0, "mask": False},
     "mask": {"filter_weight": 0.0},
@@ -126,7 +123,7 @@ def random_places(maps: Tensor, seed: int) -> Tensor:
     return maps.flatten(2).gather(2, order).view(maps.shape)
 
 
-def run(options: argparse.Namespace, arm: str, seed: int) -> dict[str, Any]:
+def run(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Train one network and measure it."""
     began = time.process_time()
     config, model = build(options, arm, seed)
@@ -156,13 +153,13 @@ def run(options: argparse.Namespace, arm: str, seed: int) -> dict[str, Any]:
 
 
 def draw_filters(options: argparse.Namespace) -> None:
-    """Draw the most active filters of three trained networks, side by side."""
+    """Draw the most active filters of two trained networks, side by side."""
     pictures, _, _ = windows(options.split, options.held)
     shown = []
-    for arm, title in ((options.arms[0], "ordinary network"), (options.arms[-1], "with mask and filter loss")):
+    for arm in (options.arms[0], options.arms[-1]):
         model = ab.load_model(Path(options.keep) / f"{arm.replace('=', '-')}-seed0")
         images = model.preprocessing.normalize(torch.from_numpy(pictures).permute(0, 3, 1, 2))
-        shown.append(filter_figure(model, images, rows=6, columns=6, title=title))
+        shown.append(filter_figure(model, images, rows=6, columns=6, title=TITLES.get(arm, f"mask and loss: {arm}")))
     sheet = Image.new("RGB", (sum(picture.width for picture in shown), shown[0].height), "white")
     for number, picture in enumerate(shown):
         sheet.paste(picture, (sum(other.width for other in shown[:number]), 0))
@@ -189,38 +186,13 @@ def main() -> None:
     if options.picture:
         draw_filters(options)
         return
-    folder = Path(__file__).parent / "records" / f"{datetime.date.today():%Y-%m-%d}-interpretable-cnn"
-    path = Path(options.out) if options.out else folder / "digits.json"
-    record: dict[str, Any] = {
+    del options.picture
+    about = {
         "command": "python benchmarks/filters.py",
-        "options": {key: getattr(options, key) for key in ("train", "held", "epochs", "batch", "lr", "split")},
         "data": "embedded digits, seed 0, windows of 32x32 around the digit",
         "network": "interpretable:resnet14, width 0.5 (32 filters of 8x8), float32, AdamW",
-        "device": f"{processor()}, {torch.get_num_threads()} thread",
-        "versions": {name: version(name) for name in ("torch", "timm")} | {"python": platform.python_version()},
-        "runs": [],
     }
-    if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        if before["options"] != record["options"]:
-            parser.error(f"{path} holds runs of other options; choose another --out.")
-        record["runs"] = before["runs"]
-    for seed in options.seeds:
-        for arm in options.arms:
-            if any((done["arm"], done["seed"]) == (arm, seed) for done in record["runs"]):
-                continue
-            record["runs"].append(run(options, arm, seed))
-            write_json(path, record)
-            last = record["runs"][-1]
-            steady, random = last["location_instability"], last["random_places"]["location_instability"]
-            print(
-                f"{arm} seed {seed}: accuracy {last['accuracy']:.4f}, instability {steady['mean']:.4f} "
-                f"(most active {steady['most_active']:.4f}, random places {random['mean']:.4f}, {steady['filters']} "
-                f"filters), part interpretability {last['part_interpretability']['mean']:.4f}, "
-                f"{last['processor_seconds']:.0f} s",
-                flush=True,
-            )
-    print(f"Written to {path}")
+    run_all(options, run, "interpretable-cnn", about)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ DATA is a folder with train.parquet and test.parquet in the Hugging Face layout,
 the same network from the same start on the same pictures in the same order: `none`; crop, drop and cutmix at the box
 that the running map points at; the same three with boxes of the same sizes at random places (-random); and the recipe's
 ordinary cutmix of whole batches (cutmix-batch). Arms take turns seed by seed, so that a study that is cut short has
-them all. A run writes one file, ARM-seedN.json, when it is done; runs that are there are not repeated. The test split
-is looked at once, after the last epoch; nothing is chosen by it.
+them all. A run writes one file, ARM-seedN.json, when it is done; runs that are there are not repeated. `test_hits`
+of a file are the test images answered rightly, a bit each, to compare runs image by image. The test split is looked at
+once, after the last epoch; nothing is chosen by it.
 """
 
 import argparse
@@ -44,7 +45,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "cutmix-batch": {"cutmix": 1.0},
 }
 VALIDATION = 2000
-RECORDS = Path(__file__).parent / "records" / "2026-11-28-guided-study"
+RECORDS = Path(__file__).parent / "records" / f"{datetime.date.today():%Y-%m-%d}-guided-study"
 
 
 def pictures(path: Path, rows: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -153,6 +154,9 @@ def run_all(options: argparse.Namespace) -> None:
         for arm in options.arms:
             path = out / f"{arm}-seed{seed}.json"
             if path.exists():
+                before = json.loads(path.read_text(encoding="utf-8"))
+                if any(before[key] != common[key] for key in ("command", "data", "network")):
+                    raise SystemExit(f"{path} is of other options ({before['command']}); choose another --out.")
                 continue
             record = one_run(arm, seed, data, options)
             write_json(path, common | {"date": f"{datetime.date.today():%Y-%m-%d}"} | record)
@@ -163,6 +167,9 @@ def summarize(options: argparse.Namespace) -> None:
     """Write and print each arm's mean error and its differences from `none` and from its random control."""
     out = Path(options.out)
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("*-seed*.json"))]
+    commands = {record["command"] for record in records}
+    if len(commands) != 1:
+        raise SystemExit(f"{out} holds runs of {len(commands)} commands; give a folder with those of one.")
     errors: dict[str, dict[int, float]] = {}
     for record in records:
         errors.setdefault(record["arm"], {})[record["seed"]] = 100 * record["test_error"]
@@ -170,7 +177,9 @@ def summarize(options: argparse.Namespace) -> None:
     pairs += [(arm, f"{arm}-random") for arm in ("crop", "drop", "cutmix")] + [("cutmix", "cutmix-batch")]
     summary = {
         "protocol": "test error in percent; a difference is the first arm's error minus the second's, seed by seed; "
-        "interval: 95 % by Student's t over the seeds; nothing is corrected for several comparisons",
+        "interval: 95 % by Student's t over the seeds; nothing is corrected for several comparisons; cutmix-batch "
+        "mixes every image of a batch, the guided arms the share of them that the command names",
+        "command": commands.pop(),
         "arms": {arm: _mean([*errors[arm].values()]) for arm in ARMS if arm in errors},
         "errors": {arm: errors[arm] for arm in ARMS if arm in errors},
         "differences": {

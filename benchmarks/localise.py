@@ -219,7 +219,13 @@ def main() -> None:
         record["data"]["images"] = {"train": 2700, "validation": 500, "test": 1000}
         trial(options.trial, record, path)
         return
-    cases: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["cases"] if path.exists() else []
+    cases: list[dict[str, Any]] = []
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        changed = [key for key in ("train", "epochs", "batch") if before["options"][key] != vars(options)[key]]
+        if changed:
+            parser.error(f"{path} holds cases with another {' and '.join(changed)}; choose another --out.")
+        cases = before["cases"]
     for seed in options.seeds:
         data = drawn_faces(seed, SIZES | {"train": options.train})
         assert data.train is not None

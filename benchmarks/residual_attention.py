@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 import attention_branch as ab
+from attention_branch.evaluation import evaluate
 from attention_branch.explanations.soft_masks import mask_names
 from attention_branch.metrics import InsertionMinusDeletion, PointingGame
 from attention_branch.models.cost import cost
@@ -38,15 +39,6 @@ def network_of(arm: str) -> tuple[str, dict[str, Any]]:
 def described(result: Any) -> dict[str, Any]:
     """Return a metric's mean, interval and number of images."""
     return {"mean": result.mean, "interval": result.interval, "n": result.n}
-
-
-def accuracy(model: Any, images: torch.Tensor, labels: torch.Tensor) -> float:
-    """Return the share of right answers."""
-    with torch.no_grad():
-        right = [
-            (model(part).argmax(1) == truth) for part, truth in zip(images.split(250), labels.split(250), strict=True)
-        ]
-    return float(torch.cat(right).double().mean())
 
 
 def measure(model: Any, images: torch.Tensor, regions: torch.Tensor, steps_on: int) -> dict[str, Any]:
@@ -86,8 +78,11 @@ def run(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     model, test, entry = trained(config, arm, options.keep)
     samples = [test[row] for row in range(len(test))]
     images = torch.stack([model.preprocessing.tensor(sample.image) for sample in samples])
-    labels = torch.tensor([sample.target for sample in samples])
-    entry |= {"network": name, "options": chosen, "accuracy": accuracy(model, images, labels)}
+    entry |= {
+        "network": name,
+        "options": chosen,
+        "accuracy": evaluate(model, test, batch_size=250, progress=False).accuracy,
+    }
     if arm != "plain":
         regions = torch.stack([torch.from_numpy(sample.region(model.preprocessing)) for sample in samples])
         count = min(options.maps, len(images))

@@ -42,7 +42,7 @@ def run(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
         maps=0,
     )
     model, test, entry = trained(config, arm, options.keep)
-    found = evaluate(model, test, batch_size=250)
+    found = evaluate(model, test, batch_size=250, progress=False)
     entry["accuracy"] = found.accuracy
     if arm != "plain":
         drive = map_drive(model, make_loader(test, model.preprocessing, 250, train=False, workers=0), seed=seed)

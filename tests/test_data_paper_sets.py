@@ -231,6 +231,29 @@ def test_celebas_points_go_through_the_pictures_geometry(faces):
         assert np.allclose(data.train.points(0, seen)[2], centre, atol=0.3)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (f"{len(SPLITS)}\n", "3\n", f"line 1 is '3', and the file names {len(SPLITS)} pictures"),
+        ("lefteye_x", "eye_x", "line 2 is not"),
+        ("000001.jpg ", "000001.jpg 70000 ", "line 3 is no picture and 10 whole numbers"),
+        ("000001.jpg ", "another.jpg ", "lacks 1 of the pictures"),
+    ],
+)
+def test_damaged_landmarks_are_refused(tmp_path, old, new, words):
+    write_celeba(tmp_path)
+    write_landmarks(tmp_path)
+    file = tmp_path / "Anno" / "list_landmarks_align_celeba.txt"
+    text = file.read_text().replace(old, new, 1)
+    if "70000" in new:
+        lines = text.splitlines()
+        lines[2] = " ".join(lines[2].split()[:11])
+        text = "\n".join(lines)
+    file.write_text(text)
+    with pytest.raises(UserError, match=words):
+        open_data(f"celeba:{tmp_path}", progress=False)
+
+
 def test_celeba_in_both_layouts(tmp_path):
     shown = write_celeba(tmp_path / "official")
     write_celeba(tmp_path / "vision" / "celeba", "", "", "")

@@ -70,9 +70,14 @@ def test_a_map_that_is_the_distractor_lies_on_nothing_else():
     objects, distractors = squares(6)
     found = distraction(distractors, objects, distractors)
     assert found.density == pytest.approx((0, 256 / 20))
-    assert found.to_dict() == {
-        "n": 6, "on_object": 0, "on_distractor": 1, "elsewhere": 0, "mass_on_object": 0, "mass_on_distractor": 1,
-        "object_area": pytest.approx(12 / 256), "distractor_area": pytest.approx(20 / 256),
+    values = found.to_dict()
+    edge = 1.959964**2 / (6 + 1.959964**2)  # Wilson's interval of none in six
+    for name, wanted in (("on_object", (0, edge)), ("on_distractor", (1 - edge, 1)), ("elsewhere", (0, edge))):
+        assert values["intervals"][name] == pytest.approx(wanted, abs=1e-5)
+    del values["intervals"]
+    assert values == {
+        "n": 6, "tolerance": 15 / 224, "on_object": 0, "on_distractor": 1, "elsewhere": 0, "mass_on_object": 0,
+        "mass_on_distractor": 1, "object_area": pytest.approx(12 / 256), "distractor_area": pytest.approx(20 / 256),
     }  # fmt: skip
 
 
@@ -116,10 +121,17 @@ def test_images_that_lack_a_place_are_left_out():
     [
         (torch.ones(2, 4, 4), 0.1, "3 maps and 2 objects"),
         (None, 0.1, "3 maps and no objects"),
-        (torch.ones(3, 4), 0.1, "Masks have shape"),
+        (torch.ones(3, 4), 0.1, r"picture 0 have the shapes \(4,\) and \(4, 4\)"),
+        (torch.ones(3, 8, 8), 0.1, r"picture 0 have the shapes \(8, 8\) and \(4, 4\)"),
         (torch.ones(3, 4, 4), -1, "tolerance is -1"),
     ],
 )
 def test_what_does_not_fit_is_refused(objects, tolerance, says):
     with pytest.raises(UserError, match=says):
         distraction(torch.rand(3, 4, 4), objects, torch.ones(3, 4, 4), tolerance=tolerance)
+
+
+def test_chosen_images_are_counted():
+    found = distraction(torch.rand(3, 4, 4), torch.ones(3, 4, 4), torch.ones(3, 4, 4))
+    with pytest.raises(UserError, match=r"shape \(2,\), and there are 3 images"):
+        found.share(OBJECT, torch.tensor([True, False]))

@@ -24,7 +24,7 @@ from attention_branch.reproduce.plan import Protocol, make_jobs
 from attention_branch.reproduce.results import table_rows
 from attention_branch.reproduce.sources import open_origin, parse_data
 from attention_branch.training import TrainConfig, train
-from attention_branch.training.facetracer import boosted, discriminant, fit_facetracer
+from attention_branch.training.facetracer import _best_alone, _classifier, boosted, discriminant, fit_facetracer
 from attention_branch.training.stages import Stages
 from test_data_paper_sets import settings, write_celeba, write_landmarks
 
@@ -177,6 +177,27 @@ def test_boosting_picks_as_adaboost_does():
     assert boosted(verdicts, np.ones(300, dtype=np.int64), 5) == []
 
 
+def test_a_rare_answer_is_given_too():
+    """Two yes-pictures among 300, which both halves seldom get: the one feature that tells them is found."""
+    random = np.random.default_rng(0)
+    features = random.normal(size=(300, 6)).astype(np.float32)
+    target = np.zeros(300, dtype=np.int64)
+    target[[10, 200]] = 1
+    features[target == 1, 4] += 30
+    assert _best_alone(features, target, [slice(start, start + 2) for start in (0, 2, 4)]) == 2
+    target[0] = -1
+    assert _best_alone(features, target, [slice(start, start + 2) for start in (0, 2, 4)]) == 2
+
+
+def test_without_validation_labels_all_picks_are_read():
+    random = np.random.default_rng(0)
+    features, labels = random.normal(size=(60, 6)).astype(np.float16), random.integers(0, 2, (60, 1))
+    kept = {"train": features, "validation": features}
+    places = [np.array([number]) for number in range(6)]
+    found = _classifier(kept, {"train": labels, "validation": np.full((60, 1), -1)}, 0, places, 0)
+    assert int(found["count"]) == 6
+
+
 def face(random, glasses: bool, moustache: bool) -> Image.Image:
     """A drawn face in the proportions of CelebA's aligned pictures."""
     picture = Image.new("RGB", (89, 109), tuple(random.integers(0, 120, 3).tolist()))
@@ -244,11 +265,12 @@ def ab_evaluate(run, folder):
         ({"features": 0}, "features is 0; use a whole number"),
         ({"colour": 1}, "'facetracer' has no option 'colour'"),
         ({"pretrained": True}, "no pretrained weights for 'facetracer'"),
+        ({"name": "facetracer:resnet50"}, "'facetracer' is built by its name alone"),
     ],
 )
 def test_refusals(options, words):
     with pytest.raises(UserError, match=words):
-        ab.create_backbone("facetracer", heads={"a": 2}, **options)
+        ab.create_backbone(**{"name": "facetracer", "heads": {"a": 2}} | options)
 
 
 def test_its_row_of_table_4(tmp_path):

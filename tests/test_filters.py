@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from torch import nn
 
 import attention_branch as ab
@@ -83,15 +84,33 @@ def test_the_figure_shows_the_strongest_images_first_and_the_region_bright(tmp_p
     images = torch.zeros(6, 3, 32, 32)
     for number in range(6):
         images[number, 0, 8:16, 16:24] = 0.2 * (number + 1)  # red, stronger in later images
+        images[number, 1, 4 * number : 4 * number + 4] = 1.0  # a green bar that tells them apart
     figure = filter_figure(OneFilterAPixel(), images, [0], layer="filters", columns=3, path=tmp_path / "filters.png")
     pixels = np.asarray(figure)
     assert (tmp_path / "filters.png").stat().st_size > 1000
     red = (pixels[..., 0] > 120) & (pixels[..., 1] < 20) & (pixels[..., 2] < 20)
     across = np.flatnonzero(red.any(0))
     # The three panels are in one row, their red squares in the same place of each.
-    assert len(np.split(across, np.flatnonzero(np.diff(across) > 20) + 1)) == 3
-    with pytest.raises(ab.UserError, match="Filter 3 is out of range"):
-        filter_figure(OneFilterAPixel(), images, [3], layer="filters")
+    panels = np.split(across, np.flatnonzero(np.diff(across) > 20) + 1)
+    assert len(panels) == 3
+    # Their bars stand the higher the later the image, and are darkened: they lie outside the filter's region.
+    green = (pixels[..., 1] > 60) & (pixels[..., 0] < 20) & (pixels[..., 2] < 20)
+    tops = [np.flatnonzero(green[:, panel.min() - 20 : panel.max() + 1].any(1)).mean() for panel in panels]
+    assert tops == sorted(tops, reverse=True)
+    assert pixels[..., 1][green].max() < 0.6 * 255
+    for wrong in ([3], ["a"], torch.tensor([0, 3])):
+        with pytest.raises(ab.UserError, match="There is no filter"):
+            filter_figure(OneFilterAPixel(), images, wrong, layer="filters")
+
+
+def test_what_is_no_batch_of_images_is_refused(network):
+    for wrong in ([], torch.zeros(0, 3, 32, 32)):
+        with pytest.raises(ab.UserError, match="There is no image"):
+            filter_maps(network, wrong)
+    with pytest.raises(ab.UserError, match="batch_size is 0"):
+        filter_maps(network, torch.zeros(1, 3, 32, 32), batch_size=0)
+    picture = Image.new("RGB", (40, 32), "red")
+    assert torch.equal(filter_maps(network, picture), filter_maps(network, [picture]))
 
 
 def test_the_figure_names_a_filter_s_category(network):
@@ -101,8 +120,6 @@ def test_the_figure_names_a_filter_s_category(network):
 
 def test_abn_explain_draws_filters(network, tmp_path, capsys):
     network.save_pretrained(tmp_path / "model")
-    from PIL import Image
-
     Image.linear_gradient("L").convert("RGB").resize((40, 32)).save(tmp_path / "photo.jpg")
     with pytest.raises(SystemExit) as ended:
         main(
@@ -155,7 +172,7 @@ def test_only_the_top_images_of_the_filter_s_class_count():
     labels = [0, 1, 1, 2, 2]  # class 0 has the highest mean peak, but one image only: no spread
     alone = ab.metrics.location_instability(maps, centres, (40, 40), labels=labels)
     assert math.isnan(alone.mean)
-    assert alone.counts == {"without_response": 1}
+    assert alone.counts == {"unmeasured": 1}
     of_class = ab.metrics.location_instability(maps[1:], centres[1:], (40, 40), labels=labels[1:])
     assert of_class.details["classes"].tolist() == [1]  # means 2.5 and 2.5: the first
     assert of_class.mean == pytest.approx(np.std([0, 30], ddof=1) / (40 * math.sqrt(2)))

@@ -1,6 +1,9 @@
 """Runs that are fitted in stages: linear SVMs against scikit-learn's own pipeline, what is kept, what is refused."""
 
 import json
+import signal
+import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -75,8 +78,30 @@ def test_many_numbers_are_fitted_by_gradient_descent(monkeypatch):
     asked, truth = problem(count=500, seed=1)
     exact = fit_svms(features, targets, asked, truth)
     monkeypatch.setattr(svm, "LARGE", 1000)
+    assert type(svm._machine(1.0, features, 0)).__name__ == "SGDClassifier"
     descended = fit_svms(features, targets, asked, truth)
     assert np.allclose(descended.accuracies, exact.accuracies, atol=0.03)
+
+
+def test_a_long_fit_is_interrupted():
+    class Endless:
+        def fit(self, features, target):
+            threading.Event().wait(20)
+
+    threading.Timer(0.5, lambda: signal.raise_signal(signal.SIGINT)).start()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    began = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            svm._fitted(Endless(), np.zeros((2, 2)), np.zeros(2))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert time.monotonic() - began < 10
+
+
+def test_what_a_fit_raises_is_raised():
+    with pytest.raises(ValueError, match="class"):
+        svm._fitted(svm._machine(1.0, np.zeros((2, 2)), 0), np.zeros((2, 2)), np.zeros(2))
 
 
 def test_stages_are_kept_and_made_once(tmp_path):
@@ -112,6 +137,7 @@ def test_stages_are_kept_and_made_once(tmp_path):
         ({"lr": 0.5}, "lr has no meaning for 'facetracer'"),
         ({"epochs": 3}, "epochs has no meaning"),
         ({"mixup": 0.2}, "mixup has no meaning"),
+        ({"tensorboard": True}, "tensorboard has no meaning"),
         ({"mechanism": "product"}, "mechanism has no meaning"),
         ({"devices": 2}, "fitted by one process"),
     ],

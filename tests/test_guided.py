@@ -10,10 +10,13 @@ from PIL import Image
 from scipy import ndimage
 
 import attention_branch as ab
+from attention_branch.data.resident import ResidentImages
 from attention_branch.errors import UserError
 from attention_branch.models import AttentionBranchNetwork
 from attention_branch.report.guided_strip import guided_strip
-from attention_branch.training import TrainConfig, boxes, recipe, train
+from attention_branch.training import TrainConfig, boxes, mixing, recipe, train
+from attention_branch.training import guided as guided_module
+from attention_branch.training.fast import FastTrainer
 from attention_branch.training.guided import CHANGES, Guide, make_guide, zoomed
 
 SMALL = torch.tensor(
@@ -192,6 +195,14 @@ class TestGuide:
             if found.neighbours is not None:
                 assert found.share.tolist() == [1, 1, 1, 1]
 
+    def test_in_cutmix_a_flat_map_pastes_nothing_and_can_be_pasted_over(self):
+        images = self.images(2)
+        model = Planted(planted([None, (0, 0, 4, 4)]))
+        found = Guide(model, "cutmix", share=1.0)(images, torch.arange(2))
+        assert torch.equal(found.images[1], images[1])
+        assert found.share[1] == 1
+        assert not torch.equal(found.images[0], images[0])
+
     def test_it_counts_whole_images_and_at_least_one(self):
         images = self.images(10)
         model = Planted(planted([(0, 0, 4, 4)] * 10))
@@ -245,6 +256,9 @@ class TestGuide:
     def test_what_cannot_be_guided_is_said(self):
         with pytest.raises(UserError, match="Unknown change 'zoom'; use one of crop, drop, cutmix"):
             Guide(Planted(SMALL[None, None]), "zoom")
+        for wrong in ({"share": 3.0}, {"share": 0.0}, {"threshold": 2.0}, {"threshold": float("nan")}):
+            with pytest.raises(UserError, match=f"guided_{next(iter(wrong))} is"):
+                Guide(Planted(SMALL[None, None]), "crop", **wrong)
         with pytest.raises(UserError, match="has no map of its own"):
             Guide(ab.create_backbone("resnet14", num_classes=2), "crop")
         with pytest.raises(UserError, match="has no map of its own"):
@@ -279,6 +293,37 @@ def test_the_strip_shows_box_and_change(tmp_path):
     assert columns.max() < pixels.shape[1] // 2  # the second image has no box
     with pytest.raises(UserError, match="one box and one changed picture per image"):
         guided_strip(images, maps[:1], torch.zeros(2, 4), images, tmp_path / "t.png")
+    with pytest.raises(UserError, match="2 images and 1 of labels"):
+        guided_strip(images, maps, torch.zeros(2, 4), images, tmp_path / "t.png", labels=["one"])
+
+
+@pytest.mark.parametrize("by", ["running", "random"])
+def test_what_a_guide_draws_moves_neither_mixing_nor_dropout(by, monkeypatch):
+    """The share that mixup draws, and what is drawn after it, are those of a run that nothing guides."""
+    drawn = []
+    whole = mixing.mix
+
+    def mix(*given):
+        drawn.append((whole(*given).share, torch.rand(()).item()))
+        return whole(*given)
+
+    monkeypatch.setattr(guided_module, "mix", mix)
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
+    images = ResidentImages(pixels, np.arange(8) % 3)
+    for changes in ({}, {"guided": "drop", "guided_by": by}):
+        config = recipe("cifar", data="d", model="resnet14", batch_size=4, mixup=0.5, augment="none", **changes)
+        FastTrainer(config, network(), images).advance(2)
+    assert drawn[:2] == drawn[2:]
+
+
+def test_a_network_that_cannot_guide_leaves_no_folder(tmp_path):
+    config = recipe(
+        "default", data="digits:train=16,validation=10,test=10", model="interpretable:resnet14", image_size=32,
+        guided="crop", accelerator="cpu", out=str(tmp_path / "run"),
+    )  # fmt: skip
+    with pytest.raises(UserError, match="has no map of its own"):
+        train(config)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_draws_its_strips_and_goes_on_as_if_never_stopped(tmp_path):

@@ -159,6 +159,21 @@ def test_mixed_images_weight_the_filter_loss_as_the_cross_entropy(variant):
     assert torch.allclose(one, apart, rtol=1e-4)
 
 
+@pytest.mark.parametrize("variant", ["paper", "released"])
+def test_mixed_images_belong_to_their_larger_part(variant):
+    """Filter 0 is active in images of class 0, filter 1 in those of class 1; each is mixed with the other class."""
+    layer = layer_of(2, 2, variant=variant).train()
+    labels, others = torch.tensor([0, 1, 0, 1]), torch.tensor([1, 0, 1, 0])
+    x = torch.zeros(4, 2, 3, 3)
+    x[torch.arange(4), labels, 1, 1] = 1.0
+    for _ in range(100):
+        layer(x)
+        layer.filter_loss(labels, torch.full((4,), 0.7))
+        layer.filter_loss(others, torch.full((4,), 0.3))
+    assert layer.categories.tolist() == [0, 1]
+    assert layer.activity[0, 0] > 1.5 * layer.activity[0, 1]
+
+
 def test_without_loss_and_mask_it_is_an_ordinary_network():
     torch.manual_seed(0)
     network = ab.create_backbone(NAME, num_classes=3, filter_weight=0.0, mask=False)
@@ -285,13 +300,14 @@ def test_bfloat16_trains_and_the_loss_is_in_float32():
     assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
 
 
-def test_a_compiled_step_equals_the_eager_one():
+@pytest.mark.parametrize("variant", ["paper", "exact", "released"])
+def test_a_compiled_step_equals_the_eager_one(variant):
     images, labels = torch.rand(4, 3, 8, 8).double(), torch.tensor([0, 1, 2, 0])
     gradients = []
     for compiled in (False, True):
-        network = tiny(filter_weight=100.0)
-        if compiled:
-            network.compile(backend="eager", fullgraph=True)
+        network = tiny(variant=variant, filter_weight=100.0)
+        if compiled:  # with the graph of the way back, which keeps what the loss may not change
+            network.compile(backend="aot_eager_decomp_partition", fullgraph=True)
         for _ in range(2):
             network.zero_grad()
             network.loss(network(images), labels).total.backward()

@@ -281,8 +281,15 @@ def test_its_row_of_table_4_on_a_miniature_of_celeba(tmp_path):
         ({"part": 40}, "part is 40; .* 32 or 56"),
         ({"heads": {"hair": 3}}, "'hair' has 3"),
         ({"whole": "resnet15"}, "Unknown backbone 'resnet15'"),
+        ({"name": "panda:resnet50"}, "built by its name alone, and its network is chosen by the option whole"),
     ],
 )
 def test_what_cannot_be_built_is_refused(changes, words):
     with pytest.raises(UserError, match=words):
-        ab.create_backbone("panda", **{"heads": HEADS} | SMALL | changes)
+        ab.create_backbone(**{"name": "panda", "heads": HEADS} | SMALL | changes)
+
+
+def test_a_head_of_its_own_may_widen_the_features():
+    model = ab.create_backbone("panda", heads=HEADS, image_size=64, parts="grid", part=32, channels=2,
+                               whole="mobilenetv3_small_050").eval()  # fmt: skip
+    assert model(torch.zeros(1, 3, 64, 64)).keys() == HEADS.keys()

@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torchvision
 from PIL import Image
 from torch import nn
 
 import attention_branch as ab
-from attention_branch.data import DataSet
+from attention_branch.data import DataSet, open_data
+from attention_branch.evaluation import evaluate
 from attention_branch.metrics import collapse_alarm
 from attention_branch.metrics.drive import MapDrive
+from attention_branch.report import explain_files, write_evaluation_report
 from attention_branch.report.strip import strip
 from attention_branch.reproduce.arms import ARMS, network_cost
 from attention_branch.reproduce.cells import Cell, cells_for, cells_of, note_on
@@ -136,13 +139,29 @@ def test_the_explanation_has_no_scale_of_its_own(model, images):
         (40 * torch.rand(1, 3, 3).expand(4, 3, 3), "the same for every image"),
         (torch.full((4, 3, 3), torch.inf), "NaN or infinite"),
         (40 * torch.rand(4, 3, 3), None),
+        (torch.cat([5 * torch.rand(99, 3, 3), 2000 * torch.rand(1, 3, 3)]), None),
         (0.001 * torch.rand(4, 3, 3), None),
     ],
 )
 def test_the_alarm_knows_maps_without_a_bound(maps, words):
     found = collapse_alarm(maps, bounded=False)
-    assert (found is None) == (words is None)
+    assert (found is None) == (words is None), found
     assert words is None or words in found
+
+
+def test_the_pages_draw_it_over_each_maps_own_values(tmp_path):
+    data = open_data("digits:train=10,validation=10,test=10")
+    small = ab.create_model("seresnet18", 10, map_form="sum-log", class_names=data.class_names, **OPTIONS).eval()
+    page = write_evaluation_report(
+        tmp_path / "report.html", small, data.test, evaluate(small, data.test, progress=False)
+    )
+    data.test[0].image.save(tmp_path / "one.png")
+    small.save_pretrained(tmp_path / "model")
+    explain_files(tmp_path / "model", [tmp_path / "one.png"], tmp_path / "out", progress=False)
+    for path in (page, next((tmp_path / "out").glob("*.html"))):
+        text = path.read_text(encoding="utf-8")
+        assert "one scale for every map, 0 to 1" not in text
+        assert "own" in text
 
 
 def test_an_inverted_map_stays_within_its_own_values(model, images):
@@ -270,10 +289,13 @@ def test_behind_the_gate_there_are_weights_for_each_head(images):
         ("mobilenetv3_small_050", "blocks.0.0", 16),
         ("ese_vovnet19b_slim_dw", "stages.0.blocks.0", 112),
         ("legacy_seresnet18", "layer1.0", 64),
+        ("torchvision", "features.1.block", 16),
     ],
 )
 def test_every_kind_of_module_is_known(images, name, first, channels):
-    found = ab.channel_weights(timm.create_model(name, num_classes=3).eval(), images)
+    of_torchvision = torchvision.models.mobilenet_v3_small
+    network = of_torchvision(num_classes=3) if name == "torchvision" else timm.create_model(name, num_classes=3)
+    found = ab.channel_weights(network.eval(), images)
     assert next(iter(found)) == first
     assert found[first].shape == (3, channels)
     assert min(float(weights.min()) for weights in found.values()) >= 0
@@ -282,7 +304,8 @@ def test_every_kind_of_module_is_known(images, name, first, channels):
 
 def test_nothing_is_left_behind_and_networks_without_blocks_are_refused(images):
     model = ab.create_backbone("seresnet18", 4, **OPTIONS).eval()
-    ab.channel_weights(model, Image.new("RGB", (90, 70)))
+    found = ab.channel_weights(model, Image.new("RGB", (90, 70)))
+    nn.Linear(8, 2)(found["layer1.0"]).sum().backward()  # a probe can be fitted on them
     assert not any(module._forward_hooks for module in model.modules())
     with pytest.raises(ab.UserError, match="'resnet20' has no squeeze-and-excitation blocks"):
         ab.channel_weights(ab.create_backbone("resnet20", 3).eval(), images)

@@ -64,6 +64,8 @@ def test_arguments_that_cannot_be_read(arguments: list[str], message: str) -> No
         ({"optimizer": "adamv"}, "Unknown optimizer 'adamv'.*Did you mean 'adamw'"),
         ({"map_control": "shuffled", "baseline": True}, "baseline has no map"),
         ({"map_control": "constant", "mechanism": "none"}, "leave one of them out"),
+        ({"map_form": "sum-log", "model": "interpretable:resnet14"}, "'interpretable:resnet14' has no branch"),
+        ({"accumulate": 2, "model": "interpretable:resnet14"}, "accumulate would cut the batch"),
         ({"mechanism": "residuel"}, "Did you mean 'residual'"),
         ({"data": ""}, "No data named"),
         ({"epochs": 0}, "epochs is 0"),
@@ -105,6 +107,10 @@ def test_resume_refuses_what_would_be_another_run() -> None:
         check_resume(recipe("cifar", data="d", resume="r", lr=0.2), saved)
     with pytest.raises(UserError, match="milestones"):
         check_resume(recipe("cifar", data="d", resume="r", milestones=(1, 2)), saved)
+    older = {name: value for name, value in saved.items() if not name.startswith(("guided", "map_form"))}
+    check_resume(recipe("cifar", data="d", resume="r"), older)
+    with pytest.raises(UserError, match="with guided none and cannot go on with crop"):
+        check_resume(recipe("cifar", data="d", resume="r", guided="crop"), older)
     cosine = json.loads(json.dumps(dataclasses.asdict(recipe("default", data="d"))))
     with pytest.raises(UserError, match="with epochs 30 and cannot go on with 40"):
         check_resume(recipe("default", data="d", resume="r", epochs=40), cosine)

@@ -21,12 +21,13 @@ from attention_branch.data.folders import FileSource
 from attention_branch.data.published import data_folder, missing_files, quoted
 from attention_branch.data.splits import assemble
 from attention_branch.errors import UserError
+from attention_branch.models.face_regions import POINTS
 
 IMAGES = {"train": 162_770, "validation": 19_867, "test": 19_962}
 """Pictures in the official splits."""
 ATTRIBUTES = 40
-POINTS = ("lefteye", "righteye", "nose", "leftmouth", "rightmouth")
-"""The points of a face in the official order; left is the picture's left."""
+_FARTHEST = 10_000
+"""Pixels: a point farther away is a damaged line."""
 
 _PAGE = "the page 'Large-scale CelebFaces Attributes (CelebA) Dataset' (CUHK Multimedia Laboratory)"
 _NUMBERS = {"-1": 0, "1": 1}
@@ -163,9 +164,13 @@ def _read_points(base: Path, names: list[str]) -> np.ndarray | None:
             values = [int(word) for word in words[1:]]
         except ValueError:
             values = []
-        if len(values) != 2 * len(POINTS):
-            raise UserError(f"'{file}' line {number} is no picture and {2 * len(POINTS)} whole numbers; {again}.")
+        if len(values) != 2 * len(POINTS) or not all(-_FARTHEST <= value <= _FARTHEST for value in values):
+            raise UserError(
+                f"'{file}' line {number} is no picture and {2 * len(POINTS)} whole numbers (pixels); {again}."
+            )
         found[words[0]] = values
+    if not lines[0].strip().isdigit() or int(lines[0]) != len(found):
+        raise UserError(f"'{file}' line 1 is '{lines[0][:40]}', and the file names {len(found):,} pictures; {again}.")
     missing = [picture for picture in names if picture not in found]
     if missing:
         raise UserError(f"'{file}' lacks {len(missing):,} of the pictures ({quoted(missing, 1)}); {again}.")

@@ -165,8 +165,12 @@ def open_digits(spec: str, seed: int) -> DataSet:
     """
     sizes = dict(SIZES)
     chosen: dict[str, str] = {}
+    given: set[str] = set()
     for option in filter(None, spec.partition(":")[2].split(",")):
         name, _, value = option.partition("=")
+        if name in given:
+            raise UserError(f"'{spec}' names '{name}' twice; leave one out.")
+        given.add(name)
         if name in SIZES:
             sizes[name] = _size(name, value, spec)
         elif name in _OPTIONS:
@@ -183,7 +187,7 @@ def open_digits(spec: str, seed: int) -> DataSet:
                 "'digits:mark=position,test-mark=class' for a mark, 'digits:distractor=letter' for a distractor."
                 + did_you_mean(name, (*SIZES, *_OPTIONS))
             )
-    marks, distractors = "mark" in chosen, any(name.endswith("distractor") for name in chosen)
+    marks, distractors = "mark" in chosen, any(_distractor_of(chosen, split) for split in sizes)
     if "test-mark" in chosen and not marks:
         raise UserError(
             f"'{spec}' says what the mark of the test split tells but not what codes it; add mark=position or "

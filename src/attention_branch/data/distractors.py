@@ -62,17 +62,15 @@ _GAP = 2
 
 @dataclass(frozen=True)
 class Distractor:
-    """What kind of signs a split's distractors are: one of `KINDS`."""
+    """What kind of signs a split's distractors are: a key of `SIGNS`."""
 
     kind: str
 
     def add(self, picture: np.ndarray, digit: np.ndarray, split: str, random: np.random.Generator) -> np.ndarray:
-        """Draw a sign into a picture uint8 (S, S, 3); return its mask uint8 (S, S), zero where there is none.
+        """Draw a sign into a picture uint8 (S, S, 3); return its mask uint8 (S, S).
 
         `digit` (S, S) is the digit's mask. The height is the drawn one, or the next lower that has a place.
         """
-        if self.kind == "none":
-            return np.zeros(digit.shape, dtype=np.uint8)
         glyphs = drawings(self.kind, split)
         glyph = glyphs[random.integers(len(glyphs))]
         height = int(random.integers(HEIGHTS[0], HEIGHTS[1] + 1))

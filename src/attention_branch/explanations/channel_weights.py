@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from timm.layers.squeeze_excite import EffectiveSEModule, SEModule, SqueezeExciteCl
+from timm.layers.squeeze_excite import EffectiveSEModule, SEModule
 from timm.models._efficientnet_blocks import SqueezeExcite
 from timm.models.senet import SEModule as LegacySEModule
 from torch import Tensor, nn
@@ -18,7 +18,6 @@ from attention_branch.explanations.outputs import eager, evaluating, unwrapped
 _GATES: dict[type[nn.Module], str] = {
     SEModule: "gate",
     EffectiveSEModule: "gate",
-    SqueezeExciteCl: "gate",
     SqueezeExcite: "gate",
     LegacySEModule: "sigmoid",
     SqueezeExcitation: "scale_activation",
@@ -56,7 +55,7 @@ def channel_weights(model: nn.Module, images: Tensor | Image.Image | Sequence[Im
         gate = module.get_submodule(_GATES[type(module)])
         handles.append(gate.register_forward_hook(keep(_block(name, modules))))
     try:
-        with torch.inference_mode(), eager(), evaluating(network, warn=True):
+        with torch.inference_mode(False), torch.no_grad(), eager(), evaluating(network, warn=True):
             batch = as_batch(network, images)
             network(batch)
     finally:

@@ -4,6 +4,7 @@ As in figures 6 and 7 of the interpretable CNN paper (arXiv 1710.00935), for any
 """
 
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ ACTIVE = 0.5
 
 def filter_figure(
     model: nn.Module,
-    images: Tensor | Sequence[Image.Image],
+    images: Tensor | Image.Image | Sequence[Image.Image],
     filters: Sequence[int] | None = None,
     *,
     layer: str | nn.Module = "auto",
@@ -47,8 +48,8 @@ def filter_figure(
     `filter_maps`; `path` also writes a PNG, whole or not at all. Raises `UserError` for a filter that does not exist.
     """
     network: Any = unwrapped(model)
+    images = [images] if isinstance(images, Image.Image) else images
     maps = filter_maps(network, images, layer)
-    batch = as_batch(network, images)
     peaks = maps.amax((2, 3))
     chosen = _chosen(peaks, filters, rows)
     columns = min(columns, len(maps))
@@ -59,8 +60,10 @@ def filter_figure(
     grid = []
     for number in chosen:
         best = peaks[:, number].argsort(descending=True, stable=True)[:columns]
+        drawn = images[best.to(images.device)] if isinstance(images, Tensor) else [images[row] for row in best.tolist()]
+        batch = as_batch(network, drawn)
+        pictures = denormalized(network, batch).cpu()
         large = upsample(maps[best, number], batch.shape[-2], batch.shape[-1])
-        pictures = denormalized(network, batch[best.to(batch.device)]).cpu()
         shown = [_shown(to_picture(picture), values.numpy()) for picture, values in zip(pictures, large, strict=True)]
         label = [f"filter {number}"]
         if categories is not None:
@@ -75,12 +78,13 @@ def _chosen(peaks: Tensor, filters: Sequence[int] | None, rows: int) -> list[int
     count = peaks.shape[1]
     if filters is None:
         return peaks.mean(0).argsort(descending=True, stable=True)[: max(1, rows)].tolist()
-    for number in filters:
-        if not 0 <= int(number) < count:
-            raise UserError(f"Filter {number} is out of range: the layer has {count}, 0 to {count - 1}.")
-    if not filters:
+    chosen = list(filters)
+    for number in chosen:
+        if not isinstance(number, int | Integral | Tensor) or not 0 <= int(number) < count:
+            raise UserError(f"There is no filter {number!r}: the layer has {count}, 0 to {count - 1}.")
+    if not chosen:
         raise UserError(f"No filter is named; give numbers from 0 to {count - 1}, or leave filters out.")
-    return [int(number) for number in filters]
+    return [int(number) for number in chosen]
 
 
 def _shown(picture: Image.Image, values: np.ndarray) -> Image.Image:

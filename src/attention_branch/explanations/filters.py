@@ -40,7 +40,7 @@ def class_filters(model: nn.Module, images: Tensor, target: Any, layer: str | nn
 @torch.no_grad()
 def filter_maps(
     model: nn.Module,
-    images: Tensor | Sequence[Image.Image] | Iterable[Tensor],
+    images: Tensor | Image.Image | Sequence[Image.Image] | Iterable[Tensor],
     layer: str | nn.Module = "auto",
     *,
     batch_size: int = 64,
@@ -63,9 +63,15 @@ def filter_maps(
             raise UserError(f"The layer '{chosen.name}' passes on a {type(output).__name__}, so it has no filters.")
         runs.append(to_grid(features, network, batch).float().cpu())
 
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}; it must be 1 or more.")
+    if isinstance(images, Image.Image):
+        images = [images]
+    if isinstance(images, Tensor | Sequence) and not len(images):
+        raise UserError("There is no image; give one or more.")
     if isinstance(images, Tensor):
         parts: Iterable[Any] = images.split(batch_size)
-    elif isinstance(images, Sequence) and images and isinstance(images[0], Image.Image):
+    elif isinstance(images, Sequence) and isinstance(images[0], Image.Image):
         parts = (images[start : start + batch_size] for start in range(0, len(images), batch_size))
     else:
         parts = images

@@ -17,7 +17,8 @@ def collapse_alarm(maps: Tensor, *, bounded: bool = True) -> str | None:
     """Say in a sentence how maps in [0, 1], (N, h, w) or (N, T, h, w), have collapsed; None when they have not.
 
     Collapsed is: NaN; saturated near 0 or 1 everywhere; constant over positions; identical over images. Maps without a
-    bound (`bounded=False`) are never saturated, and their spread counts as a share of their largest value.
+    bound (`bounded=False`) are never saturated; their spread over positions counts as a share of each map's largest
+    value, that between images as a share of the median of these.
     """
     if maps.ndim == 4:
         alarms = [(task, collapse_alarm(maps[:, task], bounded=bounded)) for task in range(maps.shape[1])]
@@ -35,9 +36,10 @@ def collapse_alarm(maps: Tensor, *, bounded: bool = True) -> str | None:
         largest = flat.abs().max().item()
         if largest == 0:
             return "The attention maps are 0 everywhere in all images."
-        # On a scale of their own, so that the same small numbers say that nothing differs.
-        flat = flat / largest
-    spread = flat.std(1, correction=0)
+        # On scales of their own, so that the same small numbers say that nothing differs.
+        of_each = flat.abs().amax(1, keepdim=True)
+        flat, shape = flat / of_each.median().clamp_min(largest * 1e-12), flat / of_each.clamp_min(largest * 1e-12)
+    spread = (flat if bounded else shape).std(1, correction=0)
     for name, share in (
         ("near 0", (flat.amax(1) < EDGE).float().mean().item()),
         ("near 1", (flat.amin(1) > 1 - EDGE).float().mean().item()),
@@ -46,12 +48,14 @@ def collapse_alarm(maps: Tensor, *, bounded: bool = True) -> str | None:
             return f"The attention maps are saturated {name} everywhere in {share:.0%} of the images."
     if flat.shape[1] == 1:
         return None
-    of_largest = "" if bounded else " of the largest value"
+    around, of_largest = f" around {flat.mean().item():.2f}", ""
+    if not bounded:
+        around, of_largest = " of the largest value", " of the largest value"
     share = (spread < SPREAD).float().mean().item()
     if share >= SHARE:
         return (
             f"The attention maps are constant over positions in {share:.0%} of the images "
-            f"(spread {spread.mean().item():.4f} around {flat.mean().item():.2f}{of_largest})."
+            f"(spread {spread.mean().item():.4f}{around})."
         )
     between = flat.std(0, correction=0)
     if len(flat) > 1 and between.max().item() < SPREAD:

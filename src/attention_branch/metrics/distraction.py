@@ -12,7 +12,7 @@ from torch import Tensor
 from attention_branch.errors import UserError
 from attention_branch.metrics.localisation import EnergyPointingGame
 from attention_branch.metrics.metric import Regions, as_tensor, checked_maps
-from attention_branch.metrics.pointing import TOLERANCE
+from attention_branch.metrics.pointing import TOLERANCE, squared_distances
 from attention_branch.metrics.regions import paired_with_masks
 from attention_branch.metrics.statistics import MetricResult, share_interval
 
@@ -55,7 +55,10 @@ class Distraction:
         """Return the share of images whose map points at a place; `chosen` (N,) bool takes a part of the images."""
         counted = self.pointed >= 0
         if chosen is not None:
-            counted &= as_tensor(chosen, "chosen").bool()
+            taken = as_tensor(chosen, "chosen").bool()
+            if taken.shape != counted.shape:
+                raise UserError(f"chosen has the shape {tuple(taken.shape)}, and there are {len(counted)} images.")
+            counted &= taken
         return float((self.pointed[counted] == place).double().mean())
 
     def interval(self, place: int) -> tuple[float, float] | None:
@@ -70,7 +73,9 @@ class Distraction:
         places = {"on_object": OBJECT, "on_distractor": DISTRACTOR, "elsewhere": ELSEWHERE}
         return {
             "n": self.n,
+            "tolerance": self.tolerance,
             **{name: self.share(place) for name, place in places.items()},
+            "intervals": {name: self.interval(place) for name, place in places.items()},
             "mass_on_object": self.mass_on_object.mean,
             "mass_on_distractor": self.mass_on_distractor.mean,
             "object_area": self.areas[0],
@@ -91,8 +96,8 @@ def distraction(
 
     The mass is that of `EnergyPointingGame`. A map points at the place that is nearer to its maximum (the first in row
     order), if it is less than `tolerance` away: a share of the shorter side below 1, pixels from 1 on; at the object
-    where both are equally near; a map without spread points nowhere. Raises `UserError` for other numbers of places or
-    other shapes.
+    where both are equally near; a map without spread points nowhere. Raises `UserError` for other numbers of places,
+    and where a picture's two places differ in shape.
     """
     given = checked_maps(maps, None)
     for name, places in (("objects", objects), ("distractors", distractors)):
@@ -101,6 +106,10 @@ def distraction(
             raise UserError(f"There are {len(given)} maps and {count} {name}; give one place, or None, per map.")
     if not tolerance >= 0:
         raise UserError(f"tolerance is {tolerance}; give a share of the side below 1, or pixels from 1 on.")
+    for number, (first, second) in enumerate(zip(objects, distractors, strict=True)):
+        if first is not None and second is not None and tuple(first.shape) != tuple(second.shape):
+            shapes = f"{tuple(first.shape)} and {tuple(second.shape)}"
+            raise UserError(f"The places of picture {number} have the shapes {shapes}; give both in the same pixels.")
     both = [_both(first, second) for first, second in zip(objects, distractors, strict=True)]
     pair = [[place if known else None for place, known in zip(of, both, strict=True)] for of in (objects, distractors)]
     results = []
@@ -129,17 +138,8 @@ def _distances(maps: Tensor, places: Regions, batch_size: int) -> tuple[Tensor, 
     distances = torch.full((len(maps),), torch.inf, dtype=torch.float64)
     sides = torch.zeros(len(maps), dtype=torch.float64)
     for numbers, given, resized, masks in paired_with_masks(maps, places, batch_size):
-        height, width = masks.shape[-2:]
-        flat = resized.flatten(1)
-        top = flat == flat.amax(1, keepdim=True)
-        index = torch.arange(flat.shape[1], device=flat.device).expand_as(flat)
-        first = index.masked_fill(~top, flat.shape[1]).amin(1)
-        rows = torch.arange(height, device=flat.device)[None, :, None] - (first // width)[:, None, None]
-        columns = torch.arange(width, device=flat.device)[None, None, :] - (first % width)[:, None, None]
-        squared = (rows**2 + columns**2).double().masked_fill(~masks, torch.inf)
-        found = squared.flatten(1).amin(1).sqrt()
-        # Asked of the map as it came: a resized constant may differ from itself by rounding.
-        constant = given.flatten(1).amax(1) == given.flatten(1).amin(1)
+        squared, constant, _ = squared_distances(given, resized)
+        found = squared.double().masked_fill(~masks, torch.inf).flatten(1).amin(1).sqrt()
         distances[numbers.cpu()] = found.masked_fill(constant, torch.inf).cpu()
-        sides[numbers.cpu()] = float(min(height, width))
+        sides[numbers.cpu()] = float(min(masks.shape[-2:]))
     return distances, sides

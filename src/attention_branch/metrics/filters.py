@@ -23,6 +23,9 @@ TOP = 100
 ACTIVE_SHARE = 0.005
 """Share of all positions of all images in which a filter counts as active."""
 
+_NUMBERS = 64_000_000
+"""Values of enlarged maps that are held at once, a quarter of a gibibyte twice."""
+
 OVERLAP = 0.2
 """Intersection over union above which a filter's active region is on a part."""
 
@@ -104,7 +107,6 @@ def part_interpretability(
     *,
     share: float = ACTIVE_SHARE,
     overlap: float = OVERLAP,
-    batch_size: int = 64,
     seed: int = 0,
 ) -> MetricResult:
     """Return how often a filter's active region lies on one part: the mean over images, of the best part.
@@ -133,8 +135,9 @@ def part_interpretability(
     kept = max(1, round(share * positions.shape[1]))
     threshold = positions.topk(min(kept + 1, positions.shape[1]), dim=1).values[:, -1].clamp_min(0)
     hits = torch.zeros(maps.shape[1], inside.shape[1])
-    for start in range(0, len(maps), batch_size):
-        rows = slice(start, start + batch_size)
+    at_once = max(1, _NUMBERS // (maps.shape[1] * inside.shape[-2] * inside.shape[-1]))
+    for start in range(0, len(maps), at_once):
+        rows = slice(start, start + at_once)
         large = F.interpolate(maps[rows], size=inside.shape[-2:], mode="bilinear", align_corners=False)
         region = (large > threshold[:, None, None]).flatten(2).float()
         part = inside[rows].flatten(2).float()
@@ -220,6 +223,6 @@ def _result(name: str, values: Tensor, seed: int, protocol: dict[str, Any], deta
             **protocol,
             "interval": f"bootstrap over filters, 95 %, {RESAMPLES} resamples, percentile, seed {seed}",
         },
-        counts={"without_response": len(values) - len(measured)},
+        counts={"unmeasured": len(values) - len(measured)},
         details=details,
     )

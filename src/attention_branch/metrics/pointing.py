@@ -148,22 +148,12 @@ class PointingGame(Metric):
     def _hits(self, given: Tensor, resized: Tensor, masks: Tensor) -> Tensor:
         """Return 1 or 0 for each map at its mask's size; counts what is odd on the way."""
         height, width = masks.shape[-2:]
-        # Asked of the map as it came: a resized constant may differ from itself by rounding.
-        constant = given.flatten(1).amax(1) == given.flatten(1).amin(1)
-        flat = resized.flatten(1)
-        top = flat == flat.amax(1, keepdim=True)
-        # argmax does not promise which of several equal values it returns; the smallest index does.
-        places = torch.arange(flat.shape[1], device=flat.device).expand_as(flat)
-        first = places.masked_fill(~top, flat.shape[1]).amin(1)
-
-        rows = torch.arange(height, device=flat.device)[None, :, None] - (first // width)[:, None, None]
-        columns = torch.arange(width, device=flat.device)[None, None, :] - (first % width)[:, None, None]
-        squared = rows**2 + columns**2
+        squared, constant, tops = squared_distances(given, resized)
         tolerance = self.tolerance if self.tolerance >= 1 else self.tolerance * min(height, width)
         # The maximum's own pixel always counts, also when the tolerance is smaller than a pixel.
         near = (squared < tolerance**2) | (squared == 0)
         self._count("constant", int(constant.sum()))
-        self._count("tied", int(((top.sum(1) > 1) & ~constant).sum()))
+        self._count("tied", int(((tops > 1) & ~constant).sum()))
         return ((masks & near).flatten(1).any(1) & ~constant).double()
 
     def _mean(self, values: np.ndarray) -> float:
@@ -189,6 +179,22 @@ class PointingGame(Metric):
             classes = np.unique(values[:, 1])
             details["classes"] = {int(own): _share(values[values[:, 1] == own, 0], self.seed) for own in classes}
         return details
+
+
+def squared_distances(given: Tensor, resized: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the squared distance in pixels of every place (N, H, W) from each resized map's maximum, the first in row
+    order; whether the map as it was given is constant (N,); and at how many places it has its maximum (N,)."""
+    height, width = resized.shape[-2:]
+    # Asked of the map as it came: a resized constant may differ from itself by rounding.
+    constant = given.flatten(1).amax(1) == given.flatten(1).amin(1)
+    flat = resized.flatten(1)
+    top = flat == flat.amax(1, keepdim=True)
+    # argmax does not promise which of several equal values it returns; the smallest index does.
+    places = torch.arange(flat.shape[1], device=flat.device).expand_as(flat)
+    first = places.masked_fill(~top, flat.shape[1]).amin(1)
+    rows = torch.arange(height, device=flat.device)[None, :, None] - (first // width)[:, None, None]
+    columns = torch.arange(width, device=flat.device)[None, None, :] - (first % width)[:, None, None]
+    return rows**2 + columns**2, constant, top.sum(1)
 
 
 def _share(hits: np.ndarray, seed: int) -> dict[str, Any]:

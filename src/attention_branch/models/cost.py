@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from attention_branch.models.network import AttentionBranchNetwork, Network
-from attention_branch.models.registry import create_backbone, create_model
+from attention_branch.models.registry import ATTRIBUTE_SYSTEMS, create_backbone, create_model, stands_alone
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,12 @@ def cost(model: Network, size: tuple[int, int] | None = None) -> Cost:
 
 
 def describe(name: str, num_classes: int = 1000, *, map_kernel: int = 3, **options: Any) -> dict[str, Any]:
-    """Return what `abn info NAME` prints: costs of the plain backbone and of both branches, and the gate's place."""
+    """Return what `abn info NAME` prints: costs of the plain backbone and of both branches, and the gate's place.
+
+    Of a system on which no branch is put, the system's own; one for yes/no attributes has CelebA's 40.
+    """
+    if stands_alone(name):
+        return _describe_alone(name, num_classes, options)
     plain = create_backbone(name, num_classes, **options)
     baseline = cost(plain)
     networks: dict[str, dict[str, float]] = {
@@ -69,4 +74,18 @@ def describe(name: str, num_classes: int = 1000, *, map_kernel: int = 3, **optio
         "resumable": bool(place.tail),
         "stages": stages,
         "networks": networks,
+    }
+
+
+def _describe_alone(name: str, num_classes: int, options: dict[str, Any]) -> dict[str, Any]:
+    attributes = name.partition(":")[0] in ATTRIBUTE_SYSTEMS
+    size: dict[str, Any] = {"num_classes": num_classes}
+    if attributes:
+        size = {"heads": {f"attribute {number}": 2 for number in range(40)}}
+    model = create_backbone(name, **size, **options)
+    return {
+        "name": name,
+        **({"attributes": 40} if attributes else {"num_classes": num_classes}),
+        "image_size": list(model.preprocessing.size),
+        "networks": {"alone": {**vars(cost(model)), "ratio": 1.0}},
     }

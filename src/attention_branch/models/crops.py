@@ -7,8 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-WHOLE = (0.0, 0.0, 1.0, 1.0)
-
 
 def cut(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """Return what lies in the boxes (N, P, 4) of pictures (N, C, H, W), resized to (h, w): (N, P, C, h, w).

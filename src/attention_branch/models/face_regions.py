@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 POINTS = ("lefteye", "righteye", "nose", "leftmouth", "rightmouth")
-"""The points a face is known by; left is the picture's left."""
+"""The points a face is known by, in CelebA's order; left is the picture's left."""
 
 # Where CelebA's aligned pictures of 178x218 have them on the average, to about two pixels, as shares of their sides.
 _ALIGNED = ((69, 111), (108, 111), (88, 135), (71, 152), (105, 152))

@@ -74,6 +74,7 @@ class InterpretableLayer(nn.Module):
         self.register_buffer("slope", torch.full((filters,), FIRST_SLOPE), persistent=options.variant == "released")
         self.register_buffer("epoch", torch.ones(()), persistent=False)
         self.kept: Tensor | None = None
+        self.kept_template: Tensor | None = None
 
     def extra_repr(self) -> str:
         """Say how many filters there are, and which loss they have."""
@@ -81,23 +82,29 @@ class InterpretableLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return activations (N, C, h, w), none of them negative, masked."""
-        if self.training and self.options.filter_weight > 0:
-            self.kept = x
-        return x * self.template(x.detach()).clamp_min(0) if self.options.mask else x
+        needed = self.training and self.options.filter_weight > 0
+        if not self.options.mask and not needed:
+            return x
+        # Kept for the loss, the template is no more made anew on the way back of a compiled pass, when the loss has
+        # moved the slope. It is that of the loss, in single precision or better.
+        template = self.template(_wide(x.detach()))
+        if needed:
+            self.kept, self.kept_template = x, template
+        return x * template.clamp_min(0).to(x.dtype) if self.options.mask else x
 
     def train(self, mode: bool = True) -> "InterpretableLayer":
         """Change the mode; what a training pass kept is dropped."""
-        self.kept = None
+        self.kept = self.kept_template = None
         return super().train(mode)
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy of the network starts without a pass: what is kept hangs on a graph, which cannot be copied.
-        return self.__dict__ | {"kept": None}
+        return self.__dict__ | {"kept": None, "kept_template": None}
 
     def template(self, x: Tensor) -> Tensor:
         """Return each map's own template (N, C, h, w) from -1 to 1, without tau."""
         if self.options.variant == "released":
-            return released_mask(x, self.slope).to(x.dtype)
+            return released_mask(x, self.slope)
         rows, columns = peak(x)
         return l1_template(rows, columns, (x.shape[2], x.shape[3])).to(x.dtype)
 
@@ -114,18 +121,18 @@ class InterpretableLayer(nn.Module):
         """
         if self.kept is None:
             raise ValueError("The filter loss needs a training pass: call the network in training mode first.")
-        x = self.kept.float() if self.kept.dtype in (torch.bfloat16, torch.float16) else self.kept
+        x = _wide(self.kept)
         labels = own_rows(labels, len(x))
         weights = None if weights is None else own_rows(weights, len(x))
         known = labels >= 0
         chosen = known.to(x.dtype) if weights is None else known.to(x.dtype) * weights.to(x.dtype)
         if self.options.variant == "released":
             own = self._own(labels)
-            self._remember(x.detach().amax((2, 3)), labels)
+            self._remember(x.detach().amax((2, 3)), labels, weights)
             loss = self._released(x, own, known)
             count = total(x.new_full((), float(len(x)))) / processes()
             return (loss * chosen[:, None]).sum() / count / self.epoch * self.options.filter_weight
-        self._remember(x.detach().sum((2, 3)), labels)
+        self._remember(x.detach().sum((2, 3)), labels, weights)
         scores = fits(x, template_bank(x.shape[2], x.shape[3], x.device).to(x.dtype))
         if self.options.variant == "exact":
             loss = mutual_information_loss(scores)
@@ -139,7 +146,8 @@ class InterpretableLayer(nn.Module):
         return (loss * highest).sum() / self.epoch * self.options.filter_weight * processes()
 
     def _released(self, x: Tensor, own: Tensor, known: Tensor) -> Tensor:
-        mask = self.template(x.detach())
+        assert self.kept_template is not None
+        mask = self.kept_template
         pulls = strengths(x.detach(), mask, own & known[:, None], ~own & known[:, None], self.slope)
         self.slope.copy_(next_slope(self.slope, pulls.slope.to(self.slope.dtype)))
         return released_loss(x, mask, pulls, self.num_classes)
@@ -149,16 +157,26 @@ class InterpretableLayer(nn.Module):
         return (labels[:, None] == self.categories) | ~self.seen.any()
 
     @torch.no_grad()
-    def _remember(self, activation: Tensor, labels: Tensor) -> None:
-        """Take a batch's activations (N, C) into the filters' means by class."""
+    def _remember(self, activation: Tensor, labels: Tensor, weights: Tensor | None) -> None:
+        """Take a batch's activations (N, C) into the filters' means by class, each image with its label's weight.
+
+        A class goes the further towards the batch's mean the more its images' labels weigh, and begins where they weigh
+        half or more: a mixed image belongs to its larger part.
+        """
         dtype = self.activity.dtype
         of_class = (labels[:, None] == torch.arange(self.num_classes, device=labels.device)).to(dtype)  # (N, K)
-        sums = total(torch.cat([activation.to(dtype).T @ of_class, of_class.sum(0, keepdim=True)]))
-        count = sums[-1]
-        mean = sums[:-1] / count.clamp_min(1)
-        memory = MEMORY[self.options.variant] * self.seen
-        self.activity.copy_(torch.where(count > 0, torch.lerp(mean, self.activity, memory), self.activity))
-        self.seen.copy_(torch.maximum(self.seen, (count > 0).to(dtype)))
+        weighted = of_class if weights is None else of_class * weights.to(dtype)[:, None]
+        sums = total(torch.cat([activation.to(dtype).T @ weighted, weighted.sum(0)[None], of_class.sum(0)[None]]))
+        weight, count = sums[-2], sums[-1]
+        mean = sums[:-2] / weight.clamp_min(torch.finfo(dtype).tiny)
+        share = weight / count.clamp_min(1)
+        step = torch.where(self.seen > 0, (1 - MEMORY[self.options.variant]) * share, (share >= 0.5).to(dtype))
+        self.activity.copy_(torch.where(weight > 0, torch.lerp(self.activity, mean, step), self.activity))
+        self.seen.copy_(torch.maximum(self.seen, (share >= 0.5).to(dtype)))
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def own_rows(values: Tensor, count: int) -> Tensor:

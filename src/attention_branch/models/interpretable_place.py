@@ -82,8 +82,8 @@ def _into_vgg(backbone: VGG, layer: Callable[[int], nn.Module], options: FilterO
     backbone.feature_info[-1]["module"] = f"features.{len(backbone.features) - 1}"
     if fresh:
         # The paper starts its fully connected layers at random, on pretrained convolutions as well.
-        for module in backbone.pre_logits.modules():
-            if isinstance(module, nn.Conv2d):
+        for module in (*backbone.pre_logits.modules(), *backbone.head.modules()):
+            if isinstance(module, nn.Conv2d | nn.Linear):
                 module.reset_parameters()
 
 

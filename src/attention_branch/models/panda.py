@@ -62,7 +62,13 @@ class PartModules(nn.Module):
     ) -> None:
         super().__init__()
         self.places = places
-        self.num_features: int = parts.parts * parts.num_features + int(whole.num_features)
+        # Not the backbone's `num_features`: some have a layer before the classifier that widens them.
+        example = torch.zeros(1, *whole.pretrained_cfg["input_size"])
+        training = whole.training
+        with torch.no_grad():
+            width = whole.eval().forward_head(whole.forward_features(example), pre_logits=True).shape[1]
+        whole.train(training)
+        self.num_features: int = parts.parts * parts.num_features + int(width)
         if points is not None:
             self.points = points
         if lnet is not None:

@@ -226,13 +226,18 @@ def _interpretable(config: ModelConfig, pretrained: bool) -> InterpretableNetwor
 
 def _attribute_system(config: ModelConfig, pretrained: bool) -> PlainNetwork:
     """Build a system for yes/no attributes."""
-    name = config.name.partition(":")[0]
+    name, colon, _ = config.name.partition(":")
     if name == "moon":
         plain = backbone_config(config)
         backbone = _backbone(plain, len(config.heads or "1"), pretrained)
         _complete(plain, backbone)
         config.preprocessing, config.fixed_size = config.preprocessing or plain.preprocessing, plain.fixed_size
         return Moon(config, backbone)
+    if colon:
+        how = {"panda": ", and its network is chosen by the option whole", "lnets-anet": " and by the option lnet"}
+        raise UserError(
+            f"'{config.name}' has a name after the colon, and '{name}' is built by its name alone{how.get(name, '')}."
+        )
     if name == "facetracer":
         if pretrained:
             raise UserError(f"There are no pretrained weights for '{name}'; leave pretrained out.")
@@ -270,6 +275,10 @@ def _backbone(config: ModelConfig, total: int, pretrained: bool) -> nn.Module:
     if name in CAM_NETWORKS:
         return _call(name, lambda: create_cam(name, total, pretrained, **options), pretrained)
     hub = name.startswith("hf-hub:")
+    if not name:
+        raise UserError("No backbone is named; put one behind the colon, such as interpretable:resnet20.")
+    if name.partition(":")[0] == "interpretable":
+        raise UserError("An interpretable CNN is made of a plain backbone; write interpretable: once.")
     if not hub and not timm.is_model(name):
         raise UserError(f"Unknown backbone '{name}'.{did_you_mean(name, list_backbones())} `abn models` lists all.")
     if "channels" in options and is_vgg(name):

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from attention_branch.errors import UserError
-from attention_branch.files import atomic_folder, atomic_path, sha256, write_json
+from attention_branch.files import atomic_folder, save_tensors, sha256, write_json
 from attention_branch.models.preprocessing import Preprocessing
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -143,11 +143,7 @@ class SavedModel(nn.Module, ModelHubMixin):
         self.save_pretrained(save_directory)
 
     def _write(self, tensors: dict[str, torch.Tensor], folder: Path) -> None:
-        with atomic_path(folder / WEIGHTS) as temporary:
-            try:
-                safetensors.torch.save_file(tensors, temporary, metadata={"format": "pt"})
-            except SafetensorError as problem:
-                raise OSError(28 if "space" in str(problem) else 5, str(problem)) from problem
+        save_tensors(tensors, folder / WEIGHTS, {"format": "pt"})
         values = {"format": FORMAT, "library": "attention-branch", **self.config.to_dict()}
         values["weights_sha256"] = sha256(folder / WEIGHTS)
         write_json(folder / CONFIG, values)

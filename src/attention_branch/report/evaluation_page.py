@@ -261,6 +261,7 @@ def _cards(
                 f"{'✓' if ok else '✗'} {names[answer]}, {percent(float(predictions.confidence[place]))}",
                 lines,
                 "right" if ok else "wrong",
+                explained.value_range,
             )
         )
     return cards

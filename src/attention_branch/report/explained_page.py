@@ -12,7 +12,6 @@ import numpy as np
 from attention_branch.data.images import open_image
 from attention_branch.evaluation.evaluation import percent
 from attention_branch.evaluation.second_look import FLAGS
-from attention_branch.explanations.methods import CONTROLS
 from attention_branch.report.page import Block, Card, Facts, Figure, Gallery, TableBlock, write_report
 
 _SHOWN = 60
@@ -107,14 +106,13 @@ def _card(output: Path, model: Any, entry: dict[str, Any], name: str, stretch: b
     if shown["target"] is not None:
         lines.append(("map for", shown["target"]["class"]))
     lines += [("look again" if not row else "and", flag["why"]) for row, flag in enumerate(entry["second_look"])]
-    bounded = shown["method"] in ("attention", *CONTROLS)
     return Card(
         model.preprocessing.image(open_image(entry["file"])),
         np.load(output / shown["file"], allow_pickle=False),
         f"{best['class']}, {percent(best['probability'])}",
         lines,
         "unsure" if entry["second_look"] else "",
-        (0.0, 1.0) if bounded else None,
+        tuple(shown["value_range"]) if shown["value_range"] else None,
         stretch,
     )
 

@@ -37,6 +37,9 @@ def guided_strip(
     if len(images) == 0 or not len(images) == len(maps) == len(boxes) == len(changed):
         counts = ", ".join(str(len(each)) for each in (images, maps, boxes, changed))
         raise UserError(f"A strip takes one map, one box and one changed picture per image, not {counts}.")
+    for name, given in (("labels", labels or None), ("share", share)):
+        if given is not None and len(given) != len(images):
+            raise UserError(f"There are {len(images)} images and {len(given)} of {name}; give one an image.")
     rows = [_columns(images, maps, boxes, changed, column) for column in range(len(images))]
     width, height = rows[0][0].size
     below = [*(labels or [""] * len(images))]

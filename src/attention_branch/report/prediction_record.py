@@ -66,4 +66,5 @@ def map_record(explanation: Explanation, row: int, file: str) -> dict[str, Any]:
         "min": raw.min().item(),
         "max": raw.max().item(),
         "mean": raw.mean().item(),
+        "value_range": None if explanation.value_range is None else list(explanation.value_range),
     }

@@ -128,14 +128,14 @@ def _regions(images: ImageSet, preprocessing: Preprocessing, heads: list[str] | 
 
 
 def _distractors(images: ImageSet, preprocessing: Preprocessing) -> np.ndarray | None:
-    """Return the distractors' places, bool (N, H, W), empty where there is none; None where no picture has one."""
+    """Return the distractors' places, bool (N, H, W); None for data without: every picture has one, or none does."""
     if images.source.distractor(int(images.rows[0])) is None:
         return None
     found = np.zeros((len(images), *preprocessing.size), dtype=bool)
     for number in range(len(images)):
         place = images[number].distractor_region(preprocessing)
-        if place is not None:
-            found[number] = place
+        assert place is not None
+        found[number] = place
     return found
 
 

@@ -296,7 +296,8 @@ def _work_off_large(jobs: list[Job], device: str, deadline: float | None, progre
             minutes = progress.short[job.name] / 60
             progress.say(f"no time   {job.name}: an epoch takes about {minutes:.1f} minutes here, more than is left")
         if interrupted or process.exitcode:
-            return Ended(interrupted, (process.exitcode,) if process.exitcode else ())
+            # One that somebody stopped has not died, however it ended.
+            return Ended(interrupted, (process.exitcode,) if process.exitcode and not interrupted else ())
     return Ended()
 
 
@@ -340,7 +341,10 @@ def conclude(progress: Progress, jobs: list[Job], ended: Ended, *, in_time: bool
     if left and in_time:
         raise UserError(f"{len(left)} runs ended without a word, such as {left[0].name}; go on with --resume.")
     if left and not progress.finished and not progress.advanced:
-        raise UserError("The budget was used up before one epoch had ended; give --budget more minutes.")
+        raise UserError(
+            "The budget was used up before one epoch had ended; give --budget more minutes (a system that is fitted in "
+            "stages keeps those that ended, and goes on with --resume)."
+        )
     if left:
         progress.say("The budget is used up; go on with --resume.")
     progress.say("`abn reproduce show` puts what is finished beside the published numbers.")

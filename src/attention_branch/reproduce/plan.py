@@ -164,7 +164,7 @@ def settings(
 ) -> TrainConfig:
     """Return the settings of one run; `options` are the backbone's in this arm, `heads` the number of labels."""
     start = recipe(recipe_of(cell, protocol))
-    changes: dict[str, Any] = dict(arm_of(cell).settings)
+    changes: dict[str, Any] = {"baseline": False} | arm_of(cell).settings  # a recipe may be a plain network's
     reads = FITTERS[cell.network.partition(":")[0]].reads if is_fitted(cell.network) else None
     if protocol.epochs is not None and (reads is None or "epochs" in reads):
         share = protocol.epochs / start.epochs

@@ -215,12 +215,9 @@ class SmallRun:
             }
         if self.distractors is not None and self.regions is not None:
             places = (self.regions[:, 0], np.asarray(self.distractors))
-            found_maps = distraction.measured(self.trainer.evaluated, self.splits["test"], *places, right)
-            self.record["distraction"] = found_maps
-            if maps is not None:
-                own = found_maps["attention"]
-                kept = ("on_distractor", "mass_on_object", "mass_on_distractor", "distractor_area")
-                self.record["map"] |= {name: own[name] for name in kept if name in own}
+            self.record["distraction"] = distraction.measured(
+                self.trainer.evaluated, self.splits["test"], *places, right
+            )
         steps = self.trainer.step * self.trainer.batch_size
         self.record["cost"] |= {
             "seconds": round(self._seconds(), 1),

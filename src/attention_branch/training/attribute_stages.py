@@ -8,7 +8,10 @@ folder as `STAGE.jsonl`.
 
 import dataclasses
 import shutil
+from functools import partial
+from typing import Any
 
+import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -51,22 +54,27 @@ def fit_panda(config: TrainConfig, data: DataSet, model: PlainNetwork, stages: S
     assert isinstance(model, Panda)
     networks, machines = divided(data, config.seed)
     if model.backbone.places == "landmarks":
-        if len(data.point_names) != len(POINTS):
-            raise UserError(
-                f"'{config.data}' has no points of faces to place PANDA's parts by; use --model-options "
-                "parts=localiser or parts=grid."
-            )
         model.take(stages.tensors("points", lambda: train_points(config, networks, model, stages)))
     for stage in model.stages:
         train_stage(stage, config, networks, model, stages)
     fit_linear(machines, data, model, stages, config.seed)
 
 
-def divided(data: DataSet, seed: int) -> tuple[DataSet, ImageSet]:
-    """Return the data with only the training images for the networks, and those for the SVMs, drawn by the seed."""
+def check_data(config: TrainConfig, data: DataSet, model: PlainNetwork) -> None:
+    """Refuse data without the points that PANDA's parts are placed by, or with too few pictures to divide."""
     assert data.train is not None
     if len(data.train) < 2:
         raise UserError(f"'{data.spec}' has one training picture; the networks and the SVMs need one each at least.")
+    if isinstance(model, Panda) and model.backbone.places == "landmarks" and data.point_names != POINTS:
+        raise UserError(
+            f"'{config.data}' has no points of faces to place PANDA's parts by; use --model-options parts=localiser or "
+            "parts=grid."
+        )
+
+
+def divided(data: DataSet, seed: int) -> tuple[DataSet, ImageSet]:
+    """Return the data with only the training images for the networks, and those for the SVMs, drawn by the seed."""
+    assert data.train is not None
     count = max(1, round(len(data.train) * FOR_SVMS))
     order = np.random.default_rng(seed).permutation(len(data.train))
     machines = data.train.subset(np.sort(order[:count]))
@@ -83,6 +91,17 @@ def train_stage(stage: str, config: TrainConfig, data: DataSet, model: StagedNet
         model.eval()
 
 
+class _Watch(L.Callback):
+    """Ends a stage's training where the command that began this process is gone."""
+
+    def __init__(self, stages: Stages) -> None:
+        self.stages = stages
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Look."""
+        self.stages.check_parent()
+
+
 def _trained(stage: str, config: TrainConfig, data: DataSet, model: StagedNetwork, stages: Stages) -> dict[str, Tensor]:
     # Here, because a run imports what fits its networks.
     from attention_branch.training.journal import CHECKPOINT, Journal
@@ -96,7 +115,7 @@ def _trained(stage: str, config: TrainConfig, data: DataSet, model: StagedNetwor
     batches = EpochBatches(loaders[0], config.accumulate)
     batches.trainer = trainer
     journal = Journal(folder, data, 0, False)
-    trainer.callbacks.append(journal)
+    trainer.callbacks += [journal, _Watch(stages)]
     module = Classifier(model.to(memory_format=torch.channels_last), config, len(batches) // config.accumulate)
     checkpoint = folder / CHECKPOINT
     torch.manual_seed(config.seed)
@@ -118,21 +137,19 @@ def fit_linear(machines: ImageSet, data: DataSet, model: StagedNetwork, stages: 
     An image with several feature vectors counts once for each, as in Liu et al. (section 2.2).
     """
 
-    def make() -> dict[str, Tensor]:
-        assert data.validation is not None
-        found = [_vectors(images, model, stages, name) for name, images in splits.items()]
-        (features, targets), (seen, truth) = found
-        heads = list(model.heads or ("label",))
-        svms = fit_svms(
-            features, targets, seen, truth, seed=seed,
-            progress=lambda numbers: stages.through(numbers, "SVMs", len(heads)),
-        )  # fmt: skip
-        return {"weight": svms.weight, "bias": svms.bias}
-
     assert data.validation is not None
     splits = {"svm": machines, "validation": data.validation}
-    made = stages.tensors("svms", make)
-    model.linear.set(made["weight"].to(stages.device), made["bias"].to(stages.device))
+    (features, targets), (seen, truth) = [_vectors(images, model, stages, name) for name, images in splits.items()]
+
+    def make(head: int) -> dict[str, Tensor]:
+        own = slice(head, head + 1)
+        svm = fit_svms(features, targets[:, own], seen, truth[:, own], seed=seed)
+        return {"weight": svm.weight[0], "bias": svm.bias[0]}
+
+    heads = stages.through(range(targets.shape[1]), "SVMs", targets.shape[1])
+    made = [stages.tensors(f"svm-{head:03d}", partial(make, head)) for head in heads]
+    weight, bias = (torch.stack([one[name] for one in made]).to(stages.device) for name in ("weight", "bias"))
+    model.linear.set(weight, bias)
 
 
 def _vectors(images: ImageSet, model: StagedNetwork, stages: Stages, name: str) -> tuple[np.ndarray, np.ndarray]:

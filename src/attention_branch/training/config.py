@@ -176,14 +176,37 @@ def check_settings(config: TrainConfig) -> None:
         )
     if config.warmup_epochs > config.epochs:
         raise UserError(f"warmup_epochs is {config.warmup_epochs}, longer than the {config.epochs} epochs of training.")
-    if config.map_control != "own" and (config.baseline or config.mechanism == "none"):
-        what = "baseline has no map" if config.baseline else "mechanism none applies no map"
-        raise UserError(f"map_control is {config.map_control}, but {what}; leave one of them out.")
-    if config.map_form == "sum-log" and config.baseline:
-        raise UserError("map_form is sum-log, but baseline has no map; leave one of them out.")
+    _check_map(config)
     _check_guided(config)
     if config.resume and config.out and Path(config.resume).resolve() != Path(config.out).resolve():
         raise UserError(f"A continued run writes to its own folder '{config.resume}'; leave out '{config.out}'.")
+
+
+def _check_map(config: TrainConfig) -> None:
+    # Here, because the command line's help reads this module and no networks.
+    from attention_branch.models.registry import stands_alone
+
+    alone = stands_alone(config.model)
+    mapless = "baseline has no map" if config.baseline else f"'{config.model}' has no branch, and so no map"
+    if config.map_control != "own" and (config.baseline or alone or config.mechanism == "none"):
+        what = mapless if config.baseline or alone else "mechanism none applies no map"
+        raise UserError(f"map_control is {config.map_control}, but {what}; leave one of them out.")
+    if config.map_form == "sum-log" and (config.baseline or alone):
+        raise UserError(f"map_form is sum-log, but {mapless}; leave one of them out.")
+    options = read_model_options(config.model_options)
+    if config.model.startswith("interpretable:") and config.accumulate > 1 and options.get("filter_weight", 1) != 0:
+        raise UserError(
+            "accumulate would cut the batch whose images the filter loss compares into pieces; leave it out, or take a "
+            "smaller batch_size."
+        )
+
+
+def check_shares(share: float, threshold: float) -> None:
+    """Refuse a share of images or a threshold that is out of range."""
+    if not 0 < share <= 1:
+        raise UserError(f"guided_share is {share}; it must be above 0 and at most 1.")
+    if not 0 < threshold < 1:
+        raise UserError(f"guided_threshold is {threshold}; it must be between 0 and 1.")
 
 
 def _check_guided(config: TrainConfig) -> None:
@@ -193,10 +216,7 @@ def _check_guided(config: TrainConfig) -> None:
             if getattr(config, name) != getattr(plain, name):
                 raise UserError(f"{name} is {getattr(config, name)}, but nothing is guided; add --guided crop, or so.")
         return
-    if not 0 < config.guided_share <= 1:
-        raise UserError(f"guided_share is {config.guided_share}; it must be above 0 and at most 1.")
-    if not 0 < config.guided_threshold < 1:
-        raise UserError(f"guided_threshold is {config.guided_threshold}; it must be between 0 and 1.")
+    check_shares(config.guided_share, config.guided_threshold)
     if config.baseline or config.map_control != "own":
         what = "baseline has no map" if config.baseline else f"map_control {config.map_control} has none of its own"
         raise UserError(f"guided is {config.guided}, but {what}; leave one of them out.")
@@ -230,10 +250,11 @@ def check_resume(config: TrainConfig, saved: dict[str, Any]) -> None:
     `epochs` may change unless the schedule's course depends on it.
     """
     free = FREE_ON_RESUME | ({"epochs"} if config.schedule != "cosine" else set())
+    defaults = TrainConfig()  # a run from before a setting existed was made as its default says
     for item in fields(config):
-        if item.name in free or item.name not in saved:
+        if item.name in free:
             continue
-        now, before = getattr(config, item.name), saved[item.name]
+        now, before = getattr(config, item.name), saved.get(item.name, getattr(defaults, item.name))
         before = tuple(before) if isinstance(before, list) else before
         if now != before:
             raise UserError(

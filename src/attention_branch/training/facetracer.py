@@ -6,7 +6,7 @@ how many of the picks it reads is chosen on validation. Ours: the classifier of 
 linear discriminant, in closed form, where the paper trains RBF SVMs; and a combination is picked once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -120,7 +120,24 @@ def _choose(model: FaceTracer, images: ImageSet, seed: int, stages: Stages) -> T
     verdicts = np.stack(answers, axis=1)  # (n, combinations, T)
     rounds = model.chosen.shape[1]
     picked = [boosted(verdicts[:, :, head], targets[second, head], rounds) for head in range(targets.shape[1])]
+    for head, found in enumerate(picked):
+        if not found and {0, 1} <= set(targets[:, head]):
+            name = list(model.heads or ["The head"])[head]
+            stages.say(f"{name}: too few of one answer to boost on, so a single feature is read.")
+            found.append(_best_alone(features, targets[:, head], model.backbone.slices))
     return torch.tensor([found + [-1] * (rounds - len(found)) for found in picked])
+
+
+def _best_alone(features: np.ndarray, target: np.ndarray, slices: Sequence[slice]) -> int:
+    """Return the combination whose discriminant is right most often on the pictures it was fitted on, classes alike."""
+    known = target >= 0
+    truth = target[known, None]
+    rights = []
+    for columns in slices:
+        part = features[known][:, columns]
+        right = discriminant(part, truth, part) == (truth == 1)
+        rights.append(np.mean([right[truth == value].mean() for value in (0, 1)]))
+    return int(np.argmax(rights))
 
 
 def discriminant(features: np.ndarray, targets: np.ndarray, asked: np.ndarray) -> np.ndarray:
@@ -197,4 +214,6 @@ def _classifier(
         if np.isnan(found.accuracies[0]) or found.accuracies[0] >= accuracy:
             accuracy = found.accuracies[0]
             best = {"weight": found.weight[0], "bias": found.bias[:1], "count": torch.tensor(count)}
+        if np.isnan(accuracy):
+            break  # nothing to choose by: all picks are read
     return best

@@ -309,6 +309,8 @@ class FastTrainer:
         images = self._normalized(pictures)
         with self._autocast():
             guided = guide_batch(self.guide, images, self._by_head(targets))
+        if self.guide is not None:
+            self._seed(self.steps_inside)  # the control draws places: mixing and dropout must not feel it
         mixed = mix_guided(guided, self.config)
         rate = self.config.lr * self._factor(self.step)
         for group in self.optimizer.param_groups:

@@ -12,7 +12,6 @@ summary.json.
 
 import dataclasses
 import shlex
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +44,8 @@ class Fitter:
 
     fit: FitFunction
     reads: frozenset[str] = frozenset()
+    check: Callable[[TrainConfig, DataSet, PlainNetwork], None] | None = None
+    """Raises `UserError` for data that the system cannot be fitted to, before anything is written."""
 
 
 def _facetracer(config: TrainConfig, data: DataSet, model: PlainNetwork, stages: Stages) -> None:
@@ -65,6 +66,12 @@ def _panda(config: TrainConfig, data: DataSet, model: PlainNetwork, stages: Stag
     fit_panda(config, data, model, stages)
 
 
+def _check_networks(config: TrainConfig, data: DataSet, model: PlainNetwork) -> None:
+    from attention_branch.training.attribute_stages import check_data
+
+    check_data(config, data, model)
+
+
 GRADIENTS = frozenset(
     {
         "epochs", "batch_size", "accumulate", "optimizer", "lr", "momentum", "nesterov", "weight_decay", "decay_all",
@@ -76,12 +83,14 @@ GRADIENTS = frozenset(
 
 FITTERS: dict[str, Fitter] = {
     "facetracer": Fitter(_facetracer),
-    "panda": Fitter(_panda, GRADIENTS),
-    "lnets-anet": Fitter(_lnets_anet, GRADIENTS),
+    "panda": Fitter(_panda, GRADIENTS, _check_networks),
+    "lnets-anet": Fitter(_lnets_anet, GRADIENTS, _check_networks),
 }
 """Fitters by the network's name, or by what stands before its colon. Each imports its module when it is called."""
 
-_ALWAYS = FREE_ON_RESUME | {"data", "model", "model_options", "image_size", "resize", "seed", "baseline"}
+_ALWAYS = (FREE_ON_RESUME - {"compile", "tensorboard"}) | {
+    "data", "model", "model_options", "image_size", "resize", "seed", "baseline",
+}  # fmt: skip
 
 
 def is_fitted(name: str) -> bool:
@@ -119,20 +128,20 @@ def fit(config: TrainConfig, data: DataSet, model: PlainNetwork, folder: Path, d
 
     A run that is whole stays as it is. Ctrl-C ends with the exit status 130 and says how to go on.
     """
-    if (folder / "summary.json").exists():
-        return
-    began = time.perf_counter()
     stages = Stages(folder, device, config.workers)
+    if (folder / "summary.json").exists():
+        stages.clear()
+        return
     model.to(device).eval()
     try:
         FITTERS[config.model.partition(":")[0]].fit(config, data, model, stages)
-        fitted = time.perf_counter() - began
+        fitted = stages.seconds()
         line = _figures(data, model, config)
     except KeyboardInterrupt:
         print(f"\nStopped. Continue with: abn train --resume {shlex.quote(str(folder))}", flush=True)
         raise SystemExit(130) from None
     assert data.train is not None
-    seconds = time.perf_counter() - began
+    seconds = stages.seconds()
     line |= {
         "images_per_second": round(len(data.train) / fitted, 2),
         "train_seconds": round(fitted, 3),

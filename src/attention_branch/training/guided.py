@@ -34,7 +34,7 @@ from attention_branch.training.boxes import (
     random_boxes,
 )
 from attention_branch.training.building import Trainable
-from attention_branch.training.config import TrainConfig
+from attention_branch.training.config import TrainConfig, check_shares
 from attention_branch.training.mixing import Mixed, Targets, mix
 
 CHANGES = {"crop": (0.5, 1.0), "drop": (0.25, 0.5), "cutmix": (0.25, 0.75)}
@@ -62,9 +62,11 @@ class Guide:
     """Changes some of a batch's normalised images where a network looks: `guide(images, targets)`.
 
     `source` is the network whose maps are read: the one that is trained, or its running average. With several heads
-    the mean of their maps counts. `share` of the images are changed, at least one of a batch (two for cutmix). With
-    `at_random` the boxes keep their sizes and lie anywhere, and cutmix mixes labels by area: the control. An image
-    whose map is flat is left as it is. Raises `UserError` for a network without a map of its own.
+    the mean of their maps counts. `share` of the images are changed, at least one of a batch (two for cutmix); a place
+    counts as attended above `threshold` of its map's own range. With `at_random` the boxes keep their sizes and lie
+    anywhere, and cutmix mixes labels by area: the control. A flat map has no box: crop and drop leave its image as it
+    is, cutmix pastes nothing of it. Raises `UserError` for a network without a map of its own and for numbers out of
+    range.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Guide:
     ) -> None:
         if change not in CHANGES:
             raise UserError(f"Unknown change '{change}'; use one of {', '.join(CHANGES)}.")
+        check_shares(share, threshold)
         if not isinstance(source, AttentionBranchNetwork) or source.map_control != "own":
             raise UserError(
                 f"Attention cannot guide {change}: the network has no map of its own; leave out --guided, or train a "
@@ -113,7 +116,7 @@ class Guide:
         pixels = in_pixels(boxes, grid, size)
         if self.change == "crop":
             return Changed(zoomed(images, pixels), maps, pixels, None)
-        # Normalised images: the data's mean colour is 0.
+        # Normalised images: the mean colour is 0.
         return Changed(images.masked_fill(inside(pixels, size), 0), maps, pixels, None)
 
     def _mixed(self, images: Tensor, maps: Tensor, boxes: Tensor, grid: tuple[int, int]) -> Changed:
@@ -154,6 +157,13 @@ def make_guide(config: TrainConfig, model: Trainable, average: nn.Module | None)
         threshold=config.guided_threshold,
         at_random=config.guided_by == "random",
     )
+
+
+def check_guide(config: TrainConfig, model: Trainable) -> None:
+    """Raise `UserError` if a network's maps cannot guide what the settings ask for: by one pass of a blank picture."""
+    guide = make_guide(config, model, model)
+    if guide is not None:
+        guide.changed(torch.zeros(1, 3, *model.preprocessing.size))
 
 
 def guide_batch(guide: Guide | None, images: Tensor, targets: Targets) -> Mixed:

@@ -75,13 +75,12 @@ def mixed_loss(
     if mixed.neighbours is None:
         return loss(output, mixed.targets, label_smoothing=label_smoothing)
     share = mixed.share
-    if isinstance(share, Tensor):
-        own = loss(output, mixed.targets, label_smoothing=label_smoothing, weights=share)
-        other = loss(output, mixed.neighbours, label_smoothing=label_smoothing, weights=1 - share)
-        return Losses(*(a + b for a, b in zip(own, other, strict=True)))
-    own = loss(output, mixed.targets, label_smoothing=label_smoothing)
-    other = loss(output, mixed.neighbours, label_smoothing=label_smoothing)
-    return Losses(*(share * a + (1 - share) * b for a, b in zip(own, other, strict=True)))
+    if not isinstance(share, Tensor):  # one for each of all processes' images, where they were gathered
+        targets = next(iter(mixed.targets.values())) if isinstance(mixed.targets, dict) else mixed.targets
+        share = mixed.images.new_full((len(targets),), share)
+    own = loss(output, mixed.targets, label_smoothing=label_smoothing, weights=share)
+    other = loss(output, mixed.neighbours, label_smoothing=label_smoothing, weights=1 - share)
+    return Losses(*(a + b for a, b in zip(own, other, strict=True)))
 
 
 def gather(output: ABNOutput | Targets, mixed: Mixed) -> tuple[ABNOutput | Targets, Mixed]:

@@ -75,11 +75,11 @@ class Classifier(L.LightningModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return L of one piece of a batch, mixed and smoothed as the settings say."""
         # Each step is seeded by its number: what it draws depends neither on the steps before nor on a resume. Mixing
-        # draws the same on all processes, a guide and dropout do not.
+        # draws the same on all processes, a guide and dropout do not; what a guide draws moves neither of the others.
         several = self.trainer.world_size > 1
         self._seed(batch_idx, *((self.global_rank, 1) if several else ()))
         guided = guide_batch(self.guide, batch["images"], batch["targets"])
-        if several:
+        if several or self.guide is not None:
             self._seed(batch_idx)
         mixed = mix_guided(guided, self.config)
         if several:

@@ -57,7 +57,8 @@ from attention_branch.training.arguments import read_run
 from attention_branch.training.building import Trainable, make_model
 from attention_branch.training.checkpoints import CheckpointFiles
 from attention_branch.training.config import TrainConfig, check_resume, check_settings
-from attention_branch.training.fitted import check_fitted, device_of, fit, is_fitted
+from attention_branch.training.fitted import FITTERS, check_fitted, device_of, fit, is_fitted
+from attention_branch.training.guided import check_guide
 from attention_branch.training.journal import CHECKPOINT, Journal, read_metrics
 from attention_branch.training.module import Classifier
 from attention_branch.training.normalization import synchronize_batchnorm
@@ -100,6 +101,7 @@ def train(
     if is_fitted(config.model):
         return _fit_in_stages(config, data, folder, previous, device)
     model = make_model(config, data)
+    check_guide(config, model)
     trainer, world = make_trainer(config, folder, device)
     _check_processes(config, data, world)
     loaders = make_loaders(config, data, model, trainer)
@@ -139,6 +141,9 @@ def _fit_in_stages(
     chosen = device_of(config, device)
     model = make_model(config, data)
     assert isinstance(model, PlainNetwork)
+    check = FITTERS[config.model.partition(":")[0]].check
+    if check is not None:
+        check(config, data, model)
     _announce(config, data, model, folder, 1)
     _write_config(config, folder, data, model, previous)
     fit(config, data, model, folder, chosen)

@@ -1,7 +1,10 @@
 """The stages of a system that is not trained in one go: each result is kept, so that a stopped run repeats only one."""
 
+import multiprocessing
+import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -15,9 +18,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from attention_branch.errors import UserError
-from attention_branch.files import atomic_path
+from attention_branch.files import atomic_path, save_tensors, write_text
 
 Item = TypeVar("Item")
+
+_SECONDS = "seconds"
 
 
 class Stages:
@@ -27,6 +32,9 @@ class Stages:
         """Take the run folder, where to compute, and how many processes load pictures (None: as `make_loader` says)."""
         self.folder, self.workers = run / "stages", workers
         self.device = torch.device(device)
+        kept = self.folder / _SECONDS
+        self._before = float(kept.read_text(encoding="utf-8")) if kept.exists() else 0.0
+        self._began = time.perf_counter()
 
     def tensors(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """Return a stage's tensors, on the CPU: those that are kept, else what `make` returns, which is then kept."""
@@ -39,8 +47,8 @@ class Stages:
                     f"'{path}' is damaged ({problem}); remove it, and the stage is done again."
                 ) from problem
         made = {key: value.detach().cpu().contiguous().clone() for key, value in make().items()}
-        with atomic_path(path) as temporary:
-            safetensors.torch.save_file(made, temporary)
+        save_tensors(made, path)
+        self._keep_seconds()
         return made
 
     def array(self, name: str, make: Callable[[], Iterable[np.ndarray]], count: int) -> np.ndarray:
@@ -54,11 +62,14 @@ class Stages:
                     if whole is None:
                         shape = (count, *block.shape[1:])
                         whole = np.lib.format.open_memmap(temporary, mode="w+", dtype=block.dtype, shape=shape)
+                        with temporary.open("rb+") as file:  # on a full disk a mapped file would end the process
+                            os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
                     whole[begin : begin + len(block)] = block
                     begin += len(block)
                 assert whole is not None
                 assert begin == count
                 whole.flush()
+            self._keep_seconds()
         try:
             return np.load(path, mmap_mode="r")
         except ValueError as problem:
@@ -75,8 +86,22 @@ class Stages:
         with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
             task = bar.add_task(title, total=total)
             for item in items:
+                self.check_parent()
                 yield item
                 bar.advance(task)
+
+    def check_parent(self) -> None:
+        """Stop where the command that began this process is gone: nothing could stop it, and another may go on."""
+        parent = multiprocessing.parent_process()
+        if parent is not None and not parent.is_alive():
+            raise KeyboardInterrupt
+
+    def seconds(self) -> float:
+        """Return the seconds of this start and, up to their last stage that was kept, of those before it."""
+        return self._before + time.perf_counter() - self._began
+
+    def _keep_seconds(self) -> None:
+        write_text(self.folder / _SECONDS, f"{self.seconds():.3f}")
 
     def clear(self) -> None:
         """Remove what was kept, once the run is whole."""

@@ -1,6 +1,7 @@
 """Linear support vector machines for yes/no heads (scikit-learn), as weights that a network takes over."""
 
-from collections.abc import Callable, Iterable, Sequence
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,19 +38,19 @@ def fit_svms(
     *,
     costs: Sequence[float] = COSTS,
     seed: int = 0,
-    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> LinearSvms:
     """Fit a linear SVM a head on features (N, D) and targets (N, T) of 0, 1 or -1 (missing).
 
     C is the one of `costs` with the highest accuracy on validation, the smallest of equals; without validation labels
     of a head the middle one. Features are standardised by the training's mean and deviation, and the weights are those
-    for the features as they came. `progress` wraps the loop over heads.
+    for the features as they came.
     """
     scaling = Scaling.of(features)
     scaled, checked = scaling(features), scaling(validation_features)
-    found = []
-    for head in progress(range(targets.shape[1])):
-        found.append(_fit_head(scaled, targets[:, head], checked, validation_targets[:, head], costs, seed))
+    found = [
+        _fit_head(scaled, targets[:, head], checked, validation_targets[:, head], costs, seed)
+        for head in range(targets.shape[1])
+    ]
     weight = np.stack([one[0] for one in found]) / scaling.deviation
     bias = np.array([one[1] for one in found]) - weight @ scaling.mean
     return LinearSvms(
@@ -71,7 +72,9 @@ class Scaling:
     def of(cls, features: np.ndarray) -> "Scaling":
         """Return the scaling of features (N, D), in float64."""
         mean = features.mean(0, dtype=np.float64)
-        deviation = features.std(0, dtype=np.float64)
+        # By blocks of rows: `std` would hold a copy of all features in double.
+        blocks = (features[begin : begin + 1024] for begin in range(0, len(features), 1024))
+        deviation = np.sqrt(sum(np.square(block - mean).sum(0) for block in blocks) / len(features))
         deviation = np.where(deviation > 1e-6 * (1 + np.abs(mean)), deviation, np.inf)
         return cls(mean, deviation * np.sqrt(features.shape[1]))
 
@@ -96,12 +99,14 @@ def _fit_head(
         answer = float(2 * classes[0] - 1) if len(classes) else -1.0
         return np.zeros(features.shape[1]), answer, float("nan"), float("nan")
     mine = features if known.all() else features[known]
+    asked, truth = (checked, truth) if seen.all() else (checked[seen], truth[seen])
     tried = costs if seen.any() else (costs[len(costs) // 2],)
     best: tuple[np.ndarray, float, float, float] | None = None
     for cost in tried:
-        machine = _machine(cost, mine, seed).fit(mine, target[known])
+        machine = _fitted(_machine(cost, mine, seed), mine, target[known])
         weight, bias = machine.coef_[0].astype(np.float64), float(machine.intercept_[0])
-        right = float(((checked[seen] @ weight + bias > 0) == truth[seen]).mean()) if seen.any() else float("nan")
+        answers = asked @ weight.astype(asked.dtype) + bias > 0
+        right = float((answers == truth).mean()) if len(truth) else float("nan")
         if best is None or right > best[3]:
             best = weight, bias, cost, right
     assert best is not None
@@ -116,4 +121,25 @@ def _machine(cost: float, features: np.ndarray, seed: int) -> Any:
         # The primal converges whatever C is. The bias is one more weight there and shrinks with the others; scaled up,
         # it hardly does.
         return LinearSVC(C=cost, dual=False, tol=1e-3, intercept_scaling=10.0, random_state=seed)
-    return SGDClassifier(alpha=1 / (cost * len(features)), average=True, random_state=seed)
+    # The same loss as LinearSVC's, so that C means the same.
+    alpha = 1 / (cost * len(features))
+    return SGDClassifier(loss="squared_hinge", alpha=alpha, average=True, random_state=seed)
+
+
+def _fitted(machine: Any, features: np.ndarray, target: np.ndarray) -> Any:
+    """Fit a machine in a thread of its own: the solvers are one long call in C, in which Ctrl-C would wait its end."""
+    problems: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            machine.fit(features, target)
+        except BaseException as problem:  # handed on to the caller
+            problems.append(problem)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(timeout=0.2)
+    if problems:
+        raise problems[0]
+    return machine
