@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from attention_branch.data.dataset import SPLITS, DataSet, ImageSet, Source
 from attention_branch.data.digits import _corners, _photos
 from attention_branch.data.mosaics import STATES
-from attention_branch.models.face_regions import POINTS
+from attention_branch.models.facial.regions import POINTS
 
 SIDE = 64
 SIZES = {"train": 3600, "validation": 500, "test": 1000}

@@ -14,8 +14,8 @@ import attention_branch as ab
 from attention_branch.data.dataset import DataSet, ImageSet
 from attention_branch.data.torchvision_sets import ArraySource
 from attention_branch.errors import UserError
-from attention_branch.models.face_regions import ALIGNED, FACE, face_boxes, grid_boxes, patches
-from attention_branch.models.facetracer import BINS, RegionFeatures, histogram, hsv, normalised, pixel_types
+from attention_branch.models.facial.facetracer import BINS, RegionFeatures, histogram, hsv, normalised, pixel_types
+from attention_branch.models.facial.regions import ALIGNED, FACE, face_boxes, grid_boxes, patches
 from attention_branch.reproduce import record as records
 from attention_branch.reproduce.cells import Cell
 from attention_branch.reproduce.groups import read_groups

@@ -9,10 +9,11 @@ from torch import nn
 
 import attention_branch as ab
 from attention_branch.errors import UserError
-from attention_branch.models.anet import ANet, LocalConv2d, region_side
-from attention_branch.models.crops import cut, enlarged, share_inside, within
-from attention_branch.models.lnets_anet import CONTEXT
-from attention_branch.models.localiser import THRESHOLD, best_window, windows
+from attention_branch.files import read_json_lines
+from attention_branch.models.facial.anet import ANet, LocalConv2d, region_side
+from attention_branch.models.facial.crops import cut, enlarged, share_inside, within
+from attention_branch.models.facial.lnets_anet import CONTEXT
+from attention_branch.models.facial.localiser import THRESHOLD, best_window, windows
 from attention_branch.training import TrainConfig, parse_train_arguments, train
 from attention_branch.training.journal import read_metrics
 from test_moon import write_marks
@@ -200,18 +201,18 @@ def test_alexnet_needs_pictures_of_63_pixels():
 def settings(data, out) -> TrainConfig:
     options = ("lnet=resnet14", "lnet_options={'stem_stride': 2}", "features=16")
     return TrainConfig(
-        data=str(data), model="lnets-anet", image_size=32, model_options=options, out=str(out), epochs=1, batch_size=8,
+        data=str(data), model="lnets-anet", image_size=32, model_options=options, out=str(out), epochs=2, batch_size=8,
         warmup_epochs=0.0, accelerator="cpu", workers=0, maps=0,
     )  # fmt: skip
 
 
-def test_a_run_stopped_in_its_last_stage_goes_on_to_the_same_weights(tmp_path, monkeypatch, capsys):
+def test_a_run_stopped_within_its_last_stage_goes_on_to_the_same_weights(tmp_path, monkeypatch, capsys):
     from attention_branch.training import attribute_stages
 
     data = write_marks(tmp_path / "marks", 30)
     run = train(settings(data, tmp_path / "whole"))
     lines = {stage: read_metrics_of(run, stage) for stage in ("lnet-o", "lnet-s", "anet")}
-    assert all(len(found) == 1 and "validation_accuracy" in found[0] for found in lines.values())
+    assert all(len(found) == 2 and "validation_accuracy" in found[0] for found in lines.values())
     assert not (run / "stages").exists()
     model = ab.load_model(run)
     assert model.linear.weight.any()
@@ -220,24 +221,27 @@ def test_a_run_stopped_in_its_last_stage_goes_on_to_the_same_weights(tmp_path, m
 
     trained, began = attribute_stages._trained, []
 
-    def stopped(stage, *rest):
+    def noted(stage, *rest):
         began.append(stage)
-        if began.count("anet") == 1 and stage == "anet":
-            raise KeyboardInterrupt
         return trained(stage, *rest)
 
-    monkeypatch.setattr(attribute_stages, "_trained", stopped)
+    def stopped(self, trainer, *_):
+        if began == ["lnet-o", "lnet-s", "anet"] and trainer.current_epoch == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(attribute_stages, "_trained", noted)
+    monkeypatch.setattr(attribute_stages._Watch, "on_train_batch_end", stopped)
     with pytest.raises(SystemExit):
         train(settings(data, tmp_path / "again"))
     assert f"abn train --resume {tmp_path / 'again'}" in capsys.readouterr().out
+    assert len(read_json_lines(tmp_path / "again" / "stages" / "anet" / "metrics.jsonl")) == 1
     train(parse_train_arguments(["--resume", str(tmp_path / "again")]))
     assert began == ["lnet-o", "lnet-s", "anet", "anet"]
     whole, resumed = (ab.load_model(folder).state_dict() for folder in (run, tmp_path / "again"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert np.isfinite(whole["linear.weight"].numpy()).all()
+    assert len(read_metrics_of(tmp_path / "again", "anet")) == 2
 
 
 def read_metrics_of(run, stage):
-    from attention_branch.files import read_json_lines
-
     return read_json_lines(run / f"{stage}.jsonl")

@@ -84,7 +84,7 @@ def test_gradients_and_statistics_of_two_processes_equal_one(tmp_path: Path) -> 
 def test_a_run_of_two_processes_equals_a_run_of_one(tmp_path: Path) -> None:
     config = recipe(
         "digits", data="digits:train=32,validation=13,test=10", image_size=32, batch_size=8, epochs=1, lr=1e-3,
-        optimizer="sgd", maps=2, accelerator="cpu", out=str(tmp_path / "one"),
+        optimizer="sgd", maps=2, accelerator="cpu", out=str(tmp_path / "one"), guided="drop", guided_share=1.0,
     )  # fmt: skip
     torch.manual_seed(config.seed)
     start = dict(make_model(config, open_data(config.data, seed=0)).named_parameters())

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 import attention_branch as ab
-from attention_branch.models.crops import cut
+from attention_branch.models.facial.crops import cut
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))

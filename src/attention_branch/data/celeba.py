@@ -21,7 +21,7 @@ from attention_branch.data.folders import FileSource
 from attention_branch.data.published import data_folder, missing_files, quoted
 from attention_branch.data.splits import assemble
 from attention_branch.errors import UserError
-from attention_branch.models.face_regions import POINTS
+from attention_branch.models.facial.regions import POINTS
 
 IMAGES = {"train": 162_770, "validation": 19_867, "test": 19_962}
 """Pictures in the official splits."""

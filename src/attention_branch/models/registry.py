@@ -11,15 +11,15 @@ from torch import nn
 from attention_branch.errors import UserError, did_you_mean
 from attention_branch.models.alexnet import AlexNetFeatures
 from attention_branch.models.branch import MAP_FORMS, AttentionBranch, LiteStage, StageChoice, copy_stage
-from attention_branch.models.facetracer import FaceTracer
+from attention_branch.models.facial.facetracer import FaceTracer
+from attention_branch.models.facial.lnets_anet import create_lnets_anet
+from attention_branch.models.facial.moon import Moon, backbone_config
+from attention_branch.models.facial.panda import create_panda
 from attention_branch.models.gate import Construction, GatePlace, Proof, grid_size, locate, output_until, prove
 from attention_branch.models.heads import PERCEPTIONS, prove_shared
 from attention_branch.models.interpretable import InterpretableNetwork, read_options
 from attention_branch.models.interpretable_place import insert, smallest_side
-from attention_branch.models.lnets_anet import create_lnets_anet
-from attention_branch.models.moon import Moon, backbone_config
 from attention_branch.models.network import MAP_CONTROLS, MECHANISMS, AttentionBranchNetwork, Network, PlainNetwork
-from attention_branch.models.panda import create_panda
 from attention_branch.models.preprocessing import Preprocessing
 from attention_branch.models.residual_attention import RESIDUAL_ATTENTION, create_residual_attention
 from attention_branch.models.saving import ModelConfig, check_class_names

@@ -1,9 +1,9 @@
 """LNets+ANet and PANDA: their networks trained one after the other, then a linear SVM a head on the features.
 
 A stage of gradients is a run as `abn train` makes it, of the whole system with only that stage's networks learning and
-answering (`models/staged.py`): same batches, augmentation, schedule, and checkpoint after every epoch. Each stage takes
-the `epochs` that are set, and is left with the weights of its best epoch on validation. Its lines stay in the run
-folder as `STAGE.jsonl`.
+answering (`models/facial/staged.py`): same batches, augmentation, schedule, and checkpoint after every epoch. Each
+stage takes the `epochs` that are set, and is left with the weights of its best epoch on validation. Its lines stay in
+the run folder as `STAGE.jsonl`.
 """
 
 import dataclasses
@@ -20,10 +20,10 @@ from torch import Tensor
 from attention_branch.data import DataSet, ImageSet, make_loader
 from attention_branch.errors import UserError
 from attention_branch.models import PlainNetwork, load_model
-from attention_branch.models.face_parts import PointNet
-from attention_branch.models.face_regions import POINTS
-from attention_branch.models.panda import Panda
-from attention_branch.models.staged import StagedNetwork
+from attention_branch.models.facial.panda import Panda
+from attention_branch.models.facial.parts import PointNet
+from attention_branch.models.facial.regions import POINTS
+from attention_branch.models.facial.staged import StagedNetwork
 from attention_branch.training.config import TrainConfig
 from attention_branch.training.fitted import features_of, truths
 from attention_branch.training.stages import Stages

@@ -8,7 +8,7 @@ import torch
 
 from attention_branch.data.dataset import DataSet, Targets
 from attention_branch.models import AttentionBranchNetwork, PlainNetwork, create_backbone, create_model
-from attention_branch.models.moon import Moon
+from attention_branch.models.facial.moon import Moon
 from attention_branch.models.registry import stands_alone
 from attention_branch.training.config import TrainConfig, read_model_options
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from attention_branch.data import DataSet, ImageSet
 from attention_branch.models import PlainNetwork
-from attention_branch.models.face_regions import POINTS
-from attention_branch.models.facetracer import FaceTracer
+from attention_branch.models.facial.facetracer import FaceTracer
+from attention_branch.models.facial.regions import POINTS
 from attention_branch.training.config import TrainConfig
 from attention_branch.training.fitted import features_of, some, truths
 from attention_branch.training.stages import Stages

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention_branch.errors import UserError
-from attention_branch.models.attributes import AttributeNetwork, LinearScores, two_sided
-from attention_branch.models.face_regions import ALIGNED, FACE, face_boxes, grid_boxes, patches
+from attention_branch.models.facial.attributes import AttributeNetwork, LinearScores, two_sided
+from attention_branch.models.facial.regions import ALIGNED, FACE, face_boxes, grid_boxes, patches
 from attention_branch.models.output import Scores
 from attention_branch.models.preprocessing import Preprocessing
 from attention_branch.models.saving import ModelConfig

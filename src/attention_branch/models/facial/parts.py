@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attention_branch.models.face_regions import ALIGNED, POINTS
+from attention_branch.models.facial.regions import ALIGNED, POINTS
 from attention_branch.models.small import conv3x3
 
 
@@ -56,7 +56,7 @@ def part_boxes(points: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.stack(boxes, dim=1)
 
 
-def grid_boxes(cells: int) -> Tensor:
+def overlapping_boxes(cells: int) -> Tensor:
     """Return the boxes (cells * cells, 4) of windows that overlap by half and cover the picture, row by row."""
     side = 2 / (cells + 1)
     starts = [number * side / 2 for number in range(cells)]

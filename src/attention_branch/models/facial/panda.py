@@ -20,16 +20,16 @@ import torch
 from torch import Tensor, nn
 
 from attention_branch.errors import UserError
-from attention_branch.models.attributes import two_sided
-from attention_branch.models.crops import cut, enlarged, share_inside, within
-from attention_branch.models.face_parts import LEAST_INSIDE, PARTS, PointNet, grid_boxes, part_boxes
-from attention_branch.models.lnets_anet import CONTEXT, TrunkMaker
-from attention_branch.models.localiser import LNet, best_window
+from attention_branch.models.facial.attributes import two_sided
+from attention_branch.models.facial.crops import cut, enlarged, share_inside, within
+from attention_branch.models.facial.lnets_anet import CONTEXT, TrunkMaker
+from attention_branch.models.facial.localiser import LNet, best_window
+from attention_branch.models.facial.part_networks import PartNetworks
+from attention_branch.models.facial.parts import LEAST_INSIDE, PARTS, PointNet, overlapping_boxes, part_boxes
+from attention_branch.models.facial.staged import StagedNetwork
 from attention_branch.models.loss import Losses, Targets, abn_loss
 from attention_branch.models.output import ABNOutput, Scores
-from attention_branch.models.part_networks import PartNetworks
 from attention_branch.models.saving import ModelConfig
-from attention_branch.models.staged import StagedNetwork
 
 PLACES = ("landmarks", "localiser", "grid")
 CELLS = 3
@@ -104,7 +104,7 @@ class Panda(StagedNetwork):
             if self.backbone.places == "landmarks":
                 boxes = part_boxes(self.backbone.points(images), (height, width))
             else:
-                cells = grid_boxes(CELLS).to(images.device)[None].expand(images.shape[0], -1, -1)
+                cells = overlapping_boxes(CELLS).to(images.device)[None].expand(images.shape[0], -1, -1)
                 boxes = cells
                 if self.backbone.places == "localiser":
                     face = enlarged(best_window(self.backbone.lnet.response(images)), CONTEXT)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attention_branch.models.attributes import AttributeNetwork, LinearScores
+from attention_branch.models.facial.attributes import AttributeNetwork, LinearScores
 from attention_branch.models.saving import ModelConfig
 
 

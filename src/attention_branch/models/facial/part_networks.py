@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention_branch.errors import UserError
-from attention_branch.models.anet import LocalConv2d
+from attention_branch.models.facial.anet import LocalConv2d
 
 SIDES = (32, 56)
 """Sides in pixels a part may have: 56 in the released code; 32 for small pictures, with one pooling less."""

@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from attention_branch.models.anet import ANet, region_side
-from attention_branch.models.crops import cut, enlarged, within
-from attention_branch.models.localiser import LNet, best_window
+from attention_branch.models.facial.anet import ANet, region_side
+from attention_branch.models.facial.crops import cut, enlarged, within
+from attention_branch.models.facial.localiser import LNet, best_window
+from attention_branch.models.facial.staged import StagedNetwork
 from attention_branch.models.saving import ModelConfig
-from attention_branch.models.staged import StagedNetwork
 
 CONTEXT = 1.2
 """How much a window is enlarged before it is cut out ('a small factor' in the paper)."""

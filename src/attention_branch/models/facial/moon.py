@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_branch.errors import UserError
-from attention_branch.models.attributes import AttributeNetwork
+from attention_branch.models.facial.attributes import AttributeNetwork
 from attention_branch.models.loss import Losses, Targets
 from attention_branch.models.output import ABNOutput, Scores
 from attention_branch.models.saving import ModelConfig
