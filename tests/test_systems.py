@@ -22,7 +22,7 @@ class System:
     learns: bool = True
     """Whether it is trained by gradients."""
     not_exported: str | None = None
-    """Why its graph cannot be captured."""
+    """Why its graph is not captured here."""
 
     def build(self) -> Any:
         """Return a network of three classes, or of the system's heads."""
@@ -34,7 +34,9 @@ class System:
 SYSTEMS = {
     "vgg16_cam": System("vgg16_cam"),
     "seresnet": System("seresnet18"),
-    "attention": System("attention56_cifar", side=32, options={"width": 0.25}),
+    "attention": System(
+        "attention56_cifar", side=32, options={"width": 0.25}, not_exported="exported with a branch on top, below"
+    ),
     "attention_abn": System("attention56_cifar", side=32, branch=True, options={"width": 0.25}),
     "seresnet_sum_log": System("seresnet18", branch=True, options={"map_form": "sum-log", "branch": "lite"}),
     "moon": System("moon:resnet20", side=32, heads={"glasses": 2, "smiling": 1}),
@@ -48,6 +50,7 @@ SYSTEMS = {
     "panda, localiser": System(
         "panda", heads={"glasses": 2, "smiling": 1}, learns=False,
         options={"parts": "localiser", "part": 32, "channels": 8, "whole": "resnet14", "lnet": "resnet14"},
+        not_exported="its parts are exported above, its localiser below",
     ),
     "lnets-anet": System("lnets-anet", heads={"glasses": 2, "smiling": 1}, learns=False),
 }  # fmt: skip
