@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 import attention_branch as ab
 from attention_branch.data import ImageSet, open_data
 from attention_branch.evaluation.run import versions
-from attention_branch.files import write_json
+from attention_branch.files import atomic_path, write_json
 from attention_branch.hardware import processor
 from attention_branch.models.cost import cost
 from attention_branch.training import TrainConfig, train
@@ -44,6 +45,20 @@ def trained(config: TrainConfig, arm: str, keep: str | None) -> tuple[Any, Image
     }  # fmt: skip
 
 
+def first_of_classes(data: str) -> tuple[list[Image.Image], list[str]]:
+    """Return the first test picture of each class, and the classes' names."""
+    test = open_data(data).test
+    assert test is not None
+    rows = [int((test.targets == number).argmax()) for number in range(len(test.class_names))]
+    return [test[row].image for row in rows], list(test.class_names)
+
+
+def save_picture(picture: Image.Image, path: str) -> None:
+    """Write a picture as a small PNG, whole or not at all."""
+    with atomic_path(path) as temporary:
+        picture.convert("RGB").quantize(128).save(temporary, format="PNG", optimize=True)
+
+
 def options_for(description: str | None, arms: list[str]) -> argparse.ArgumentParser:
     """Return a parser of the options that these benchmarks share."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -53,6 +68,7 @@ def options_for(description: str | None, arms: list[str]) -> argparse.ArgumentPa
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--precision", default="32")
     parser.add_argument("--keep", default=None, help="folder to save the networks in")
+    parser.add_argument("--picture", default=None, help="draw what the networks in --keep, seed 0, see; train nothing")
     parser.add_argument("--out", default=None)
     return parser
 
@@ -66,7 +82,11 @@ def run_all(
     """Call `run` for every arm and seed that the record of benchmarks/records/DATE-NAME does not hold yet."""
     folder = Path(__file__).parent / "records" / f"{datetime.date.today():%Y-%m-%d}-{name}"
     path = Path(options.out) if options.out else folder / "digits.json"
-    asked = {key: value for key, value in vars(options).items() if key not in ("arms", "seeds", "keep", "out", "data")}
+    asked = {
+        key: value
+        for key, value in vars(options).items()
+        if key not in ("arms", "seeds", "keep", "picture", "out", "data")
+    }
     record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else about | {"options": asked, "runs": []}
     if record["options"] != asked:
         raise SystemExit(f"{path} holds runs of other options ({record['options']}); choose another --out.")

@@ -31,13 +31,12 @@ from attention_branch.data import open_data
 from attention_branch.data.digits import draw
 from attention_branch.data.resident import ResidentImages
 from attention_branch.explanations.filters import filter_maps
-from attention_branch.files import atomic_path
 from attention_branch.metrics.statistics import MetricResult
 from attention_branch.report import filter_figure
 from attention_branch.training import recipe
 from attention_branch.training.building import make_model
 from attention_branch.training.fast import FastTrainer
-from digits_runs import run_all
+from digits_runs import run_all, save_picture
 
 SIDE = 32
 ARMS = ("ordinary", "mask", "paper=30", "exact=3", "released=300")
@@ -163,8 +162,7 @@ def draw_filters(options: argparse.Namespace) -> None:
     sheet = Image.new("RGB", (sum(picture.width for picture in shown), shown[0].height), "white")
     for number, picture in enumerate(shown):
         sheet.paste(picture, (sum(other.width for other in shown[:number]), 0))
-    with atomic_path(options.picture) as temporary:
-        sheet.quantize(128).save(temporary, format="PNG", optimize=True)
+    save_picture(sheet, options.picture)
 
 
 def main() -> None:
@@ -186,7 +184,6 @@ def main() -> None:
     if options.picture:
         draw_filters(options)
         return
-    del options.picture
     about = {
         "command": "python benchmarks/filters.py",
         "data": "embedded digits, seed 0, windows of 32x32 around the digit",

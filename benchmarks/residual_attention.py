@@ -1,6 +1,7 @@
 """Residual against naive attention and a plain network of equal cost, and where the soft masks point, on the digits.
 
     python benchmarks/residual_attention.py                         # three seeds, about half an hour on one quiet core
+    python benchmarks/residual_attention.py --keep runs/residual --picture masks.png
     python benchmarks/residual_attention.py --arms naive --seeds 0 --pictures 14000
 
 The arms: `residual` and `naive`, Attention-56 for CIFAR at a quarter of its width on the digits shrunk to 32 pixels;
@@ -17,12 +18,13 @@ import torch
 
 import attention_branch as ab
 from attention_branch.evaluation import evaluate
+from attention_branch.explanations.soft_mask_figure import soft_mask_figure
 from attention_branch.explanations.soft_masks import mask_names
 from attention_branch.metrics import InsertionMinusDeletion, PointingGame
 from attention_branch.models.cost import cost
 from attention_branch.models.wider import wider_backbone
 from attention_branch.training import recipe
-from digits_runs import options_for, run_all, trained
+from digits_runs import first_of_classes, options_for, run_all, save_picture, trained
 
 NETWORK, WIDTH, SIDE = "attention56_cifar", 0.25, 32
 CONTROLS = ("center", "random")
@@ -97,6 +99,11 @@ def main() -> None:
     parser.add_argument("--faithful", type=int, default=100, help="of these, pictures for insertion and deletion")
     options = parser.parse_args()
     options.data = f"digits:train={options.pictures},validation=500,test=1000"
+    if options.picture:
+        pictures, names = first_of_classes(options.data)
+        model = ab.load_model(f"{options.keep}/residual-0")
+        save_picture(soft_mask_figure(model, pictures[1:6], labels=names[1:6]), options.picture)
+        return
     about = {
         "command": "python benchmarks/residual_attention.py",
         "data": f"{options.data}, shrunk to {SIDE} pixels",

@@ -1,6 +1,7 @@
 """The map of the authors' SENet code, a sum of logarithms, beside the sigmoid map: accuracy, range, where it points.
 
     python benchmarks/senet.py                         # three seeds, about half an hour on one quiet core
+    python benchmarks/senet.py --keep runs/senet --picture maps.png
     python benchmarks/senet.py --arms sum-log --seeds 0
 
 One network in every arm, timm's SE-ResNet-18 at an eighth of its width and with its last two stages at the second's
@@ -12,13 +13,18 @@ grows run by run; runs that it holds are not done again.
 """
 
 import argparse
+import tempfile
 from typing import Any
 
+from PIL import Image
+
+import attention_branch as ab
 from attention_branch.data import make_loader
 from attention_branch.evaluation import evaluate
 from attention_branch.metrics.drive import map_drive
+from attention_branch.report.strip import strip
 from attention_branch.training import recipe
-from digits_runs import options_for, run_all, trained
+from digits_runs import first_of_classes, options_for, run_all, save_picture, trained
 
 NETWORK = "seresnet18"
 OPTIONS = ("channels=[8, 16, 32, 64]", "output_stride=8")
@@ -57,10 +63,29 @@ def run(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     return entry
 
 
+def draw(options: argparse.Namespace) -> None:
+    """Draw both maps of a digit of each class, one network above the other."""
+    pictures, names = first_of_classes(options.data)
+    strips = []
+    with tempfile.TemporaryDirectory() as folder:
+        for arm in ("sigmoid", "sum-log"):
+            model = ab.load_model(f"{options.keep}/{arm}-0")
+            maps = ab.explain(model, pictures, "attention").raw
+            path = strip(pictures, maps, names, f"{folder}/{arm}.png", title=arm, value_range=model.map_range)
+            strips.append(Image.open(path).convert("RGB"))
+    sheet = Image.new("RGB", (strips[0].width, sum(one.height for one in strips)), "white")
+    for number, one in enumerate(strips):
+        sheet.paste(one, (0, number * strips[0].height))
+    save_picture(sheet, options.picture)
+
+
 def main() -> None:
     """Train and measure every arm with every seed, and write the record."""
     options = options_for(__doc__, ["sigmoid", "sum-log", "plain"]).parse_args()
     options.data = f"digits:train={options.pictures},validation=500,test=1000"
+    if options.picture:
+        draw(options)
+        return
     about = {
         "command": "python benchmarks/senet.py",
         "data": options.data,
