@@ -1,56 +1,71 @@
 """What the benchmarks on the digits share: one training of a small network, and the loop over arms and seeds."""
 
 import argparse
-import dataclasses
 import datetime
 import json
 import os
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
-import attention_branch as ab
 from attention_branch.data import ImageSet, open_data
+from attention_branch.data.digits import CLASS_NAMES
+from attention_branch.data.resident import ResidentImages
 from attention_branch.evaluation.run import versions
 from attention_branch.files import atomic_path, write_json
 from attention_branch.hardware import processor
 from attention_branch.models.cost import cost
-from attention_branch.training import TrainConfig, train
+from attention_branch.training import recipe
+from attention_branch.training.building import make_model
+from attention_branch.training.fast import FastTrainer
+from digit_windows import DATA, windows
 
 
-def trained(config: TrainConfig, arm: str, keep: str | None) -> tuple[Any, ImageSet, dict[str, Any]]:
-    """Train one network; return it as it is after the last epoch, the test images, and what its record begins with."""
-    began = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        model = ab.load_model(train(dataclasses.replace(config, out=f"{folder}/run")) / "last")
-    seconds = time.perf_counter() - began
-    test = open_data(config.data, seed=config.seed).test
-    assert test is not None
-    found = cost(model, model.preprocessing.size)
-    if keep:
-        model.save_pretrained(Path(keep) / f"{arm}-{config.seed}")
+def trained(
+    options: argparse.Namespace, arm: str, seed: int, side: int, **settings: Any
+) -> tuple[Any, ImageSet, dict[str, Any]]:
+    """Train one network on windows, enlarged to `side`; return it after the last epoch, the test windows, its record.
+
+    AdamW with the rate of `benchmarks/filters.py`. Normalised as the digits are.
+    """
+    config = recipe(
+        "default", data=DATA, image_size=side, optimizer="adamw", epochs=options.epochs, batch_size=options.batch,
+        lr=options.lr, weight_decay=0.05, precision=options.precision, augment="none", seed=seed, **settings,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    model = make_model(config, open_data("digits", seed=0))
+    images, test = windows("train", options.train), windows("test", options.held)
+    pixels = np.stack([np.asarray(model.preprocessing.image(images.image(row))) for row in range(len(images))])
+    trainer = FastTrainer(config, model, ResidentImages(pixels, images.targets))
+    began, worked, losses = time.perf_counter(), time.process_time(), []
+    while not trainer.finished:
+        trainer.advance()
+        losses.append(trainer.read_figures(trainer.epoch_figures())["train_loss"])
+    seconds = {"seconds": time.perf_counter() - began, "processor_seconds": time.process_time() - worked}
+    model.eval()
+    if options.keep:
+        model.save_pretrained(Path(options.keep) / f"{arm}-{seed}")
+    found = cost(model, (side, side))
     return model, test, {
         "arm": arm,
-        "seed": config.seed,
+        "seed": seed,
         "parameters": found.parameters,
         "multiply_adds": found.multiply_adds,
         "test_images": len(test),
-        "training_seconds": round(seconds, 1),
-        "load_average": round(os.getloadavg()[0], 1),
+        "train_losses": losses,
+        **{name: round(value, 1) for name, value in seconds.items()},
     }  # fmt: skip
 
 
-def first_of_classes(data: str) -> tuple[list[Image.Image], list[str]]:
-    """Return the first test picture of each class, and the classes' names."""
-    test = open_data(data).test
-    assert test is not None
-    rows = [int((test.targets == number).argmax()) for number in range(len(test.class_names))]
-    return [test[row].image for row in rows], list(test.class_names)
+def first_of_classes() -> tuple[list[Image.Image], list[str]]:
+    """Return the first test window of each class, and the classes' names."""
+    test = windows("test", len(CLASS_NAMES))
+    return [test.image(row) for row in range(len(test))], list(CLASS_NAMES)
 
 
 def save_picture(picture: Image.Image, path: str) -> None:
@@ -64,8 +79,11 @@ def options_for(description: str | None, arms: list[str]) -> argparse.ArgumentPa
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arms", nargs="+", default=arms, choices=arms)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--pictures", type=int, default=6000, help="training pictures")
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--train", type=int, default=12800, help="training windows")
+    parser.add_argument("--held", type=int, default=1000, help="test windows")
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--lr", type=float, default=0.004)
     parser.add_argument("--precision", default="32")
     parser.add_argument("--keep", default=None, help="folder to save the networks in")
     parser.add_argument("--picture", default=None, help="draw what the networks in --keep, seed 0, see; train nothing")
@@ -83,13 +101,12 @@ def run_all(
     folder = Path(__file__).parent / "records" / f"{datetime.date.today():%Y-%m-%d}-{name}"
     path = Path(options.out) if options.out else folder / "digits.json"
     asked = {
-        key: value
-        for key, value in vars(options).items()
-        if key not in ("arms", "seeds", "keep", "picture", "out", "data")
+        key: value for key, value in vars(options).items() if key not in ("arms", "seeds", "keep", "picture", "out")
     }
     record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else about | {"options": asked, "runs": []}
     if record["options"] != asked:
         raise SystemExit(f"{path} holds runs of other options ({record['options']}); choose another --out.")
+    torch.set_num_threads(1)
     for seed in options.seeds:
         for arm in options.arms:
             if any((one["arm"], one["seed"]) == (arm, seed) for one in record["runs"]):

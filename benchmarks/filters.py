@@ -17,7 +17,6 @@ run; runs that it holds are not done again.
 """
 
 import argparse
-import functools
 import time
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,7 @@ from PIL import Image
 from torch import Tensor
 
 import attention_branch as ab
-from attention_branch.data import open_data
-from attention_branch.data.digits import draw
+from attention_branch.data import ImageSet, open_data
 from attention_branch.data.resident import ResidentImages
 from attention_branch.explanations.filters import filter_maps
 from attention_branch.metrics.statistics import MetricResult
@@ -37,9 +35,9 @@ from attention_branch.report import filter_figure
 from attention_branch.training import recipe
 from attention_branch.training.building import make_model
 from attention_branch.training.fast import FastTrainer
+from digit_windows import DATA, SIDE, windows
 from digits_runs import run_all, save_picture
 
-SIDE = 32
 ARMS = ("ordinary", "mask", "paper=1", "exact=0.1", "released=30")
 TITLES = {"ordinary": "ordinary network", "mask": "mask alone"}
 FIXED: dict[str, dict[str, Any]] = {
@@ -48,25 +46,17 @@ FIXED: dict[str, dict[str, Any]] = {
 }
 
 
-@functools.cache
-def windows(split: str, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return pictures uint8 (N, 32, 32, 3), classes (N,) and boxes of the parts (N, 3, 4) of one split, seed 0."""
-    pictures = np.empty((count, SIDE, SIDE, 3), dtype=np.uint8)
-    boxes = np.empty((count, 3, 4))
-    for row in range(count):
-        picture, mask, _ = draw(0, split, row)
-        random = np.random.default_rng([2, row])
-        spans = []
-        for axis in (1, 0):
-            inked = np.flatnonzero(mask.any(axis))
-            first = max(0, inked[-1] + 1 - SIDE)
-            corner = int(random.integers(first, min(len(mask) - SIDE, inked[0]) + 1))
-            spans.append((corner, inked[0] - corner, inked[-1] + 1 - corner))
-        (top, y0, y1), (left, x0, x1) = spans
-        pictures[row] = picture[top : top + SIDE, left : left + SIDE]
+def parts(images: ImageSet) -> np.ndarray:
+    """Return boxes (N, 3, 4) of the parts: the digit, its upper and its lower half."""
+    found = np.empty((len(images), 3, 4))
+    for row in range(len(images)):
+        mask = images.source.mask(row)
+        (y0, y1), (x0, x1) = (
+            (inked[0], inked[-1] + 1) for inked in (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+        )
         middle = (y0 + y1) / 2
-        boxes[row] = [[x0, y0, x1, y1], [x0, y0, x1, middle], [x0, middle, x1, y1]]
-    return pictures, np.arange(count) % 10, boxes
+        found[row] = [[x0, y0, x1, y1], [x0, y0, x1, middle], [x0, middle, x1, y1]]
+    return found
 
 
 def build(options: argparse.Namespace, arm: str, seed: int) -> tuple[Any, Any]:
@@ -127,18 +117,19 @@ def run(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Train one network and measure it."""
     began = time.process_time()
     config, model = build(options, arm, seed)
-    pictures, labels, _ = windows("train", options.train)
-    trainer = FastTrainer(config, model, ResidentImages(pictures, labels))
+    train = windows("train", options.train)
+    trainer = FastTrainer(config, model, ResidentImages(train.source.pixels(), train.targets))
     history = []
     while not trainer.finished:
         trainer.advance()
         history.append(trainer.read_figures(trainer.epoch_figures()))
-    pictures, labels, boxes = windows(options.split, options.held)
+    held = windows(options.split, options.held)
+    pictures, labels = held.source.pixels(), held.targets
     error = trainer.evaluate(ResidentImages(pictures, labels)).error()
     model.eval()
     images = model.preprocessing.normalize(torch.from_numpy(pictures).permute(0, 3, 1, 2))
     maps = filter_maps(model, images, batch_size=250)
-    where, classes = torch.from_numpy(boxes), torch.from_numpy(labels)
+    where, classes = torch.from_numpy(parts(held)), torch.from_numpy(labels)
     if options.keep:
         model.save_pretrained(Path(options.keep) / f"{arm.replace('=', '-')}-seed{seed}")
     return {
@@ -154,7 +145,7 @@ def run(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
 
 def draw_filters(options: argparse.Namespace) -> None:
     """Draw the most active filters of two trained networks, side by side."""
-    pictures, _, _ = windows(options.split, options.held)
+    pictures = windows(options.split, options.held).source.pixels()
     shown = []
     for arm in (options.arms[0], options.arms[-1]):
         model = ab.load_model(Path(options.keep) / f"{arm.replace('=', '-')}-seed0")
@@ -187,7 +178,7 @@ def main() -> None:
         return
     about = {
         "command": "python benchmarks/filters.py",
-        "data": "embedded digits, seed 0, windows of 32x32 around the digit",
+        "data": DATA,
         "network": "interpretable:resnet14, width 0.5 (32 filters of 8x8), float32, AdamW",
     }
     run_all(options, run, "interpretable-cnn", about)

@@ -118,6 +118,13 @@ def test_the_figure_names_a_filter_s_category(network):
     assert figure.width > figure.height > 100
 
 
+def test_a_network_that_saw_no_class_has_no_categories():
+    model = ab.create_backbone("interpretable:resnet14", num_classes=3, filter_weight=0.0, width=0.5)
+    model.train()
+    model.loss(model(torch.randn(4, 3, 32, 32)), torch.tensor([0, 1, 2, 0]))
+    assert (model.filter_categories == -1).all()
+
+
 def test_abn_explain_draws_filters(network, tmp_path, capsys):
     network.save_pretrained(tmp_path / "model")
     Image.linear_gradient("L").convert("RGB").resize((40, 32)).save(tmp_path / "photo.jpg")

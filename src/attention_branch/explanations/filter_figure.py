@@ -66,8 +66,8 @@ def filter_figure(
         large = upsample(maps[best, number], batch.shape[-2], batch.shape[-1])
         shown = [_shown(to_picture(picture), values.numpy()) for picture, values in zip(pictures, large, strict=True)]
         label = [f"filter {number}"]
-        if categories is not None:
-            index = int(categories[number])
+        index = -1 if categories is None else int(categories[number])
+        if index >= 0:
             label.append(f"of '{names[index]}'" if names else f"of class {index}")
         label.append(f"up to {float(peaks[:, number].max()):.2g}")
         grid.append((label, shown))

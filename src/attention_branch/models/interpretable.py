@@ -110,8 +110,8 @@ class InterpretableLayer(nn.Module):
 
     @property
     def categories(self) -> Tensor:
-        """(C,) int64: the class in which each filter is most active."""
-        return self.activity.argmax(1)
+        """(C,) int64: the class in which each filter is most active; -1 where no class was seen."""
+        return torch.where(self.seen.any(), self.activity.argmax(1), -1)
 
     def filter_loss(self, labels: Tensor, weights: Tensor | None) -> Tensor:
         """Return the loss of all filters for the kept pass, of labels (N,) with -1 where missing; weights (N,).
@@ -200,7 +200,10 @@ class InterpretableNetwork(PlainNetwork):
 
     @property
     def filter_categories(self) -> Tensor:
-        """(C,) int64: the class of each filter of the last interpretable layer, in which it is most active."""
+        """(C,) int64: the class of each filter of the last interpretable layer, in which it is most active.
+
+        -1 before training, and in networks without the filter loss, which see no labels.
+        """
         return list(self.layers.values())[-1].categories
 
     def begin_epoch(self, epoch: int) -> None:
