@@ -46,7 +46,7 @@ SYSTEMS = {
         "model": "panda",
         "model_options": ("parts=grid", "part=32", "channels=32", "hidden=32", "whole=resnet20", SMALL),
     },
-    "facetracer": {"model": "facetracer", "image_size": 64, "augment": "none"},
+    "facetracer": {"model": "facetracer", "image_size": 64},
 }
 
 
