@@ -62,8 +62,9 @@ class Stages:
                     if whole is None:
                         shape = (count, *block.shape[1:])
                         whole = np.lib.format.open_memmap(temporary, mode="w+", dtype=block.dtype, shape=shape)
-                        with temporary.open("rb+") as file:  # on a full disk a mapped file would end the process
-                            os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
+                        if hasattr(os, "posix_fallocate"):  # on a full disk a mapped file would end the process
+                            with temporary.open("rb+") as file:
+                                os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
                     whole[begin : begin + len(block)] = block
                     begin += len(block)
                 assert whole is not None
