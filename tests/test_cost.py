@@ -75,3 +75,20 @@ def test_describe_says_where_and_why():
     assert "norm" in found["why"]
     assert found["networks"]["lite"]["parameters"] < found["networks"]["paper"]["parameters"]
     assert found["effect"] > 1e-3
+
+
+def test_a_system_without_a_branch_is_described_alone():
+    found = describe("interpretable:resnet14", 10)
+    model = ab.create_backbone("interpretable:resnet14", 10)
+    assert list(found["networks"]) == ["alone"]
+    assert found["networks"]["alone"]["parameters"] == sum(one.numel() for one in model.parameters())
+    attributes = describe("moon:resnet14")
+    assert attributes["attributes"] == 40
+    plain = describe("resnet14", 40)["networks"]["plain"]
+    assert attributes["networks"]["alone"] == plain  # one output an attribute, on the same backbone
+
+
+def test_a_name_without_a_backbone_is_refused():
+    for name in ("interpretable", "interpretable:", "interpretable:interpretable:resnet14"):
+        with pytest.raises(ab.UserError, match="interpretable:"):
+            describe(name)
