@@ -74,8 +74,8 @@ def soft_mask_figure(
                 panel(row, column, mixed, f"{number(float(values.min()))}–{number(float(values.max()))}", sharp=False)
         if title:
             drawing.text(left / width, 1 - 0.08 / height, title, fontsize=9.5, color=INK, va="top", weight="bold")
-        note = "mean of each mask over its channels; beneath each its lowest and highest value; "
-        note += "each drawn over its own extremes" if stretch else "colours on the masks' own scale"
+        note = "mean over channels, beneath it its lowest and highest value; "
+        note += "each over its own extremes" if stretch else "on the masks' own scale"
         note = shortened(note, int(15 * width))
         drawing.text(left / width, 0.08 / height, note, fontsize=7, color=INK if stretch else QUIET)
         return rendered(drawing, path)
