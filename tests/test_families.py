@@ -47,6 +47,13 @@ GATED_BEHIND_A_NORM = {"convnext", "convnextv2", "swin", "edgenext", "vit", "dei
 NOT_RESUMABLE = {"eva02"}
 
 
+# Capturing a graph takes long, and these pass through the same code of ours as the family named.
+CAPTURED_AS = {
+    "densenet_bc": "densenet", "resnet65b": "resnet20", "wide_resnet": "resnet", "res2net": "resnet",
+    "regnet": "resnet", "resnext": "resnet", "vgg_bn": "vgg",
+}  # fmt: skip
+
+
 @pytest.fixture(scope="class", params=FAMILIES)
 def case(request):
     """A network of three classes with settled batch statistics, and images for it."""
@@ -115,7 +122,10 @@ class TestFamily:
                 assert torch.equal(saved, again)
 
     def test_graph_capture_agrees(self, case):
-        _, model, images = case
+        family, model, images = case
+        kin = CAPTURED_AS.get(family)
+        if kin is not None:
+            pytest.skip(f"its gate and its calls are those of {kin}, which is captured")
         with torch.no_grad():
             eager = model(images)
             torch._dynamo.reset()
