@@ -14,14 +14,14 @@ FAMILIES = {
     "densenet_bc": ("densenet_bc_100_12", 32, {}),
     "resnet": ("resnet18", 64, {}),
     "resnext": ("resnext26ts", 64, {}),
-    "wide_resnet": ("wide_resnet50_2", 64, {}),
+    "wide_resnet": ("wide_resnet50_2", 64, {"channels": [16, 32, 64, 128]}),
     "seresnet": ("seresnet18", 64, {}),
     "resnetv2": ("resnetv2_50", 64, {}),
     "res2net": ("res2net50_48w_2s", 64, {}),
     "regnet": ("regnetx_002", 64, {}),
     "densenet": ("densenet121", 64, {}),
-    "vgg": ("vgg11", 64, {}),
-    "vgg_bn": ("vgg11_bn", 64, {}),
+    "vgg": ("vgg11", 64, {"channels": [16, 32, 64, 64, 64]}),
+    "vgg_bn": ("vgg11_bn", 64, {"channels": [16, 32, 64, 64, 64]}),
     "vgg_cam": ("vgg16_cam", 64, {}),
     "efficientnet": ("efficientnet_b0", 64, {}),
     "mobilenetv3": ("mobilenetv3_small_050", 64, {}),
@@ -49,8 +49,8 @@ NOT_RESUMABLE = {"eva02"}
 
 # Capturing a graph takes long, and these pass through the same code of ours as the family named.
 CAPTURED_AS = {
-    "densenet_bc": "densenet", "resnet65b": "resnet20", "wide_resnet": "resnet", "res2net": "resnet",
-    "regnet": "resnet", "resnext": "resnet", "vgg_bn": "vgg",
+    "densenet": "densenet_bc", "resnet65b": "resnet20", "wide_resnet": "resnet", "res2net": "resnet",
+    "regnet": "resnet", "resnext": "resnet", "seresnet": "resnet", "vgg_bn": "vgg",
 }  # fmt: skip
 
 
@@ -163,4 +163,5 @@ class TestFamily:
 
 
 def _options(model):
-    return {"image_size": model.config.image_size} if model.config.image_size else {}
+    size = {"image_size": model.config.image_size} if model.config.image_size else {}
+    return size | model.config.backbone_options
