@@ -177,6 +177,11 @@ def test_train_and_test_may_have_other_distractors():
     assert set(KINDS) == {*SIGNS, "none"}
 
 
+def test_a_mark_goes_with_no_distractor():
+    data = open_data("digits:train=10,validation=10,test=10,mark=colour,distractor=none")
+    assert data.test[0].distractor is None
+
+
 @pytest.mark.parametrize(
     ("spec", "says"),
     [
@@ -184,6 +189,7 @@ def test_train_and_test_may_have_other_distractors():
         ("digits:distractor", "'distractor' is ''"),
         ("digits:distracter=letter", "Did you mean 'distractor'"),
         ("digits:mark=colour,distractor=letter", "could hide each other; leave one out"),
+        ("digits:distractor=letter,distractor=shape", "names 'distractor' twice; leave one out"),
     ],
 )
 def test_bad_distractors_are_refused(spec, says):

@@ -20,10 +20,9 @@ _COST_NOTE = (
 _MAPS_NOTE = (
     "on object, on distractor: share (%) of test pictures whose map has its maximum there, or nearer to it than to the "
     "other and within 15/224 of the side (the study's other table counts what is near the object, whatever else is). "
-    "density: share of the map's "
-    "positive part there, by the share that a constant map has there. distractor, wrong: maximum on the distractor, "
-    "among wrong answers. The maps of a class are those of the network's answer; random, center and constant know "
-    "nothing of the picture."
+    "density: share of the map's positive part there, by the share that a constant map has there. distractor, wrong: "
+    "maximum on the distractor, among wrong answers. The maps of a class are those of the network's answer; random, "
+    "center and constant know nothing of the picture."
 )
 
 
