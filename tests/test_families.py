@@ -8,7 +8,7 @@ import attention_branch as ab
 from attention_branch.models.gate import run_sequence
 
 # family: (backbone, image size, options). An image size in the options builds a network of fixed size for it.
-FAMILIES = {
+CONVOLUTIONAL = {
     "resnet20": ("resnet20", 32, {}),
     "resnet65b": ("resnet65b", 32, {}),
     "densenet_bc": ("densenet_bc_100_12", 32, {}),
@@ -23,6 +23,8 @@ FAMILIES = {
     "vgg": ("vgg11", 64, {"channels": [16, 32, 64, 64, 64]}),
     "vgg_bn": ("vgg11_bn", 64, {"channels": [16, 32, 64, 64, 64]}),
     "vgg_cam": ("vgg16_cam", 64, {}),
+}
+LATER = {
     "efficientnet": ("efficientnet_b0", 64, {}),
     "mobilenetv3": ("mobilenetv3_small_050", 64, {}),
     "convnext": ("convnext_atto", 64, {}),
@@ -41,6 +43,7 @@ FAMILIES = {
     "deit": ("deit_tiny_patch16_224", 64, {"image_size": 64}),
     "eva02": ("eva02_tiny_patch14_224", 56, {"image_size": 56}),
 }
+FAMILIES = CONVOLUTIONAL | LATER
 # The gate of these is not at the input of the last stage, where a norm would erase it (measured, stack-wide).
 GATED_BEHIND_A_NORM = {"convnext", "convnextv2", "swin", "edgenext", "vit", "deit", "eva02"}
 # Their blocks take arguments that only the whole network computes.
@@ -54,7 +57,7 @@ CAPTURED_AS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="class", params=FAMILIES)
+@pytest.fixture(scope="class")
 def case(request):
     """A network of three classes with settled batch statistics, and images for it."""
     torch.manual_seed(0)
@@ -70,7 +73,9 @@ def case(request):
     return request.param, model.eval(), images
 
 
-class TestFamily:
+class OfAFamily:
+    """The tests; two classes take them, so that two processes can share the families."""
+
     def test_answers_with_logits_and_a_map(self, case):
         _, model, images = case
         with torch.no_grad():
@@ -160,6 +165,16 @@ class TestFamily:
                 assert output.attention.shape[-2] > output.attention.shape[-1]
                 with pytest.raises(ab.UserError, match="too small"):
                     model(torch.randn(1, 3, model.config.smallest_side - 1, 256))
+
+
+@pytest.mark.parametrize("case", CONVOLUTIONAL, indirect=True, scope="class")
+class TestConvolutional(OfAFamily):
+    pass
+
+
+@pytest.mark.parametrize("case", LATER, indirect=True, scope="class")
+class TestLater(OfAFamily):
+    pass
 
 
 def _options(model):

@@ -212,6 +212,14 @@ def test_the_terminal_and_the_page_show_them(folder, tmp_path):
         assert "5.33 ± 1.53" in text
         assert "0.60 ± 0.10" in text
         assert "-5.67" in text
+    # In a terminal of the usual width there are means, and no figure is cut.
+    narrow = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
+    print_tables(groups, narrow)
+    text = narrow.export_text()
+    assert "…" not in text
+    assert "11.00 ± 1.00" not in text
+    assert "11.00" in text
+    assert "0.60" in text
     # Runs that know of no distractor have no such tables.
     for path in folder.rglob("*-seed*.json"):
         record = json.loads(path.read_text())

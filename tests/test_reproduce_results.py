@@ -335,6 +335,11 @@ def test_the_page_and_the_terminal_show_the_same(folder, tmp_path):
     text = console.export_text()
     assert "31.40 ± 1.14" in text
     assert "-1.40 !" in text
+    narrow = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
+    print_tables(groups, narrow)
+    text = narrow.export_text()
+    assert "…" not in text
+    assert "g(x)*(1+M(x))" in text
     page = Page(write_tables_page(tmp_path / "page.html", groups).read_text())
     assert "31.40 ± 1.14" in page.text
     better = "clearly better than the plain backbone (-1.40 points of error, from -2.08 to -0.72, 5 seeds)."

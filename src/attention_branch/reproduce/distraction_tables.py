@@ -11,16 +11,19 @@ from attention_branch.reproduce.arms import ARMS
 from attention_branch.reproduce.distraction_results import COMPARED
 
 _COST = ("with", "without", "cost", *(f"less {name.replace('-multiply-adds', '')}" for name in COMPARED))
-_MAPS = ("on object", "on distractor", "density object", "density distractor", "distractor, wrong")
+_MAPS = ("on object", "on distractor", "density object", "density distractor", "wrong, distractor")
 _COST_NOTE = (
     "with, without: error (%) on the test pictures with distractors and on the same pictures without. cost: the first "
     "less the second. less ...: its cost less that of another arm, paired by seed; negative: it loses less; ! where "
     "the 95 % interval (Student's t, not corrected for several comparisons) excludes zero."
 )
+_WIDE = 120
+"""Columns from which on a terminal has room for the spread over seeds."""
+_NARROW_NOTE = "Means over seeds; their spread is in a wider terminal (120 columns), in the page and in --json."
 _MAPS_NOTE = (
     "on object, on distractor: share (%) of test pictures whose map has its maximum there, or nearer to it than to the "
     "other and within 15/224 of the side (the study's other table counts what is near the object, whatever else is). "
-    "density: share of the map's positive part there, by the share that a constant map has there. distractor, wrong: "
+    "density: share of the map's positive part there, by the share that a constant map has there. wrong, distractor: "
     "maximum on the distractor, among wrong answers. The maps of a class are those of the network's answer; random, "
     "center and constant know nothing of the picture."
 )
@@ -31,16 +34,19 @@ def print_distraction(study: dict[str, Any], console: Console) -> None:
     lines = _lines(study)
     if not lines:
         return
-    costs, maps = _headed(("arm", *_COST, *_other_tests(lines))), _headed(("arm", "map", *_MAPS))
+    wide = console.width >= _WIDE
+    costs, maps = _headed("arm", (*_COST, *_other_tests(lines))), _headed("arm, its maps", _MAPS)
     for line in lines:
-        costs.add_row(line["arm"], *[_text(cell) for cell in _cost_cells(line, lines)])
+        costs.add_row(line["arm"], *[_text(cell, wide) for cell in _cost_cells(line, lines)])
+        maps.add_row(line["arm"])
         for method, found in _own_maps(line):
-            maps.add_row(line["arm"], method, *[cell.text for cell in _map_cells(found)])
+            maps.add_row(f"  {method}", *[_text(cell, wide) for cell in _map_cells(found)])
     for method, found in _controls(lines):
-        maps.add_row("", method, *[cell.text for cell in _map_cells(found)])
+        maps.add_row(method, *[_text(cell, wide) for cell in _map_cells(found)])
     for table, note in ((costs, _COST_NOTE), (maps, _MAPS_NOTE)):
         console.print(table)
-        console.print(f"  {note}", highlight=False, markup=False, soft_wrap=True)
+        said = note if wide else f"{note} {_NARROW_NOTE}"
+        console.print(f"  {said}", highlight=False, markup=False, soft_wrap=True)
 
 
 def distraction_sheets(study: dict[str, Any], name: str) -> list[Sheet]:
@@ -101,12 +107,14 @@ def _difference(found: dict[str, Any] | None) -> Cell:
     return Cell(f"{found['mean']:+.2f}", interval, kind)
 
 
-def _text(cell: Cell) -> str:
-    return f"{cell.text} !" if cell.kind else cell.text
+def _text(cell: Cell, wide: bool) -> str:
+    text = cell.text if wide else cell.text.partition(" ± ")[0]
+    return f"{text} !" if cell.kind else text
 
 
-def _headed(headings: tuple[str, ...]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD)
+def _headed(first: str, headings: tuple[str, ...]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, collapse_padding=True)
+    table.add_column(first, no_wrap=True)
     for heading in headings:
-        table.add_column(heading, justify="left" if heading in ("arm", "map") else "right", no_wrap=True)
+        table.add_column(heading.replace(" ", "\n"), justify="right", no_wrap=True)
     return table

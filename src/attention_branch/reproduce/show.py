@@ -31,12 +31,14 @@ def print_tables(groups: Sequence[Group], console: Console) -> None:
 
 
 def _print_table(title: str, rows: list[dict[str, Any]], console: Console) -> None:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True)
     for heading, side in (
         ("row", "left"), ("column", "left"), ("published", "right"), ("ours, last epoch", "right"),
         ("less plain", "right"), ("best on test", "right"), ("measured on", "left"),
     ):  # fmt: skip
-        table.add_column(heading, justify=side, overflow="fold")  # type: ignore[arg-type]
+        names = heading in ("row", "column", "published")
+        word = max(len(part) for part in heading.split())
+        table.add_column(heading, justify=side, overflow="fold", no_wrap=names, min_width=word)  # type: ignore[arg-type]
     for row in rows:
         ours = row["ours"]
         cells = [f"{row['row']}{variant(row)}{mark(row)}", row["column"], row["printed"]]
@@ -65,8 +67,8 @@ def _print_study(study: dict[str, Any], console: Console) -> None:
     kind = "Smoke test, no result: " if study["smoke_test"] else ""
     stands = f" (in {study['stands_for']}'s place)" if study["stands_for"] else ""
     title = f"{kind}{study['network']} on {study['data']}{stands}; {study['protocol']}; {study['error']}"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for heading in ("arm", "cost", "error", "n", "less plain", "less none", "less wider"):
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True)
+    for heading in ("arm", "cost", "error", "n", "less\nplain", "less\nnone", "less\nwider"):
         table.add_column(heading, justify="left" if heading == "arm" else "right", no_wrap=True)
     for line in study["arms"]:
         compared = [_less(line["less"].get(name)) for name in ("plain", "none", "wider-multiply-adds")]
