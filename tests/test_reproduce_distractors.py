@@ -66,19 +66,23 @@ def test_the_study_has_the_arms_of_equal_cost():
     assert recipe_of(choose(cells, ["resnet20"])[0], Protocol()) == "constructed"
 
 
-def test_embedded_data_is_at_hand_and_mosaics_are_made_of_what_is_named(tmp_path):
+@pytest.mark.parametrize(("name", "classes", "side"), [("mosaics-target", 16, 64), ("mosaics-target-32", 8, 32)])
+def test_embedded_data_is_at_hand_and_mosaics_are_made_of_what_is_named(tmp_path, name, classes, side):
     pictures = write_pictures(tmp_path / "pictures", classes=20, train=2, test=1)
-    origins = {one.name: one for one in parse_data([f"mosaics-target={pictures}"])}
-    assert {"digits-distracted", "digits-alone", "mosaics-target"} <= set(origins)
-    assert origins["mosaics-target"].kind.stands_for is None
-    small = dataclasses.replace(origins["mosaics-target"], spec=f"{origins['mosaics-target'].spec},train=10,test=20")
+    origins = {one.name: one for one in parse_data([f"{name}={pictures}"])}
+    assert {"digits-distracted", "digits-alone", name} <= set(origins)
+    assert origins[name].kind.stands_for is None
+    assert origins[name].kind.role == "mosaics-target"
+    small = dataclasses.replace(origins[name], spec=f"{origins[name].spec},train=10,test=20")
     data = open_origin(small)
-    assert data.num_classes == 16
-    spec = dict(origins["mosaics-target"].others)["without"]
+    assert data.num_classes == classes
+    assert data.test.source.pixels().shape == (20, side, side, 3)
+    spec = dict(origins[name].others)["without"]
     (without,) = open_others(dataclasses.replace(small, others=(("without", f"{spec},test=20"),))).values()
     # The same quarters, without the others.
     assert np.array_equal(without.targets, data.test.targets)
     inside = np.stack([sample.mask for sample in without]) > 0
+    assert inside.mean() == 0.25
     assert np.array_equal(without.source.pixels()[inside], data.test.source.pixels()[inside])
     assert (without.source.pixels()[~inside] == 128).all()
 

@@ -38,7 +38,7 @@ def reproduce(
         arg(
             help="Data as NAME=PATH: cifar10, cifar100, svhn, imagenet, compcars, celeba; or what stands in for one "
             "and is named so: cifar10-jpeg, tiny-imagenet-100, tiny-imagenet-100-64 (figure4), two-level (table3), "
-            "mosaics (table4, figure7), mosaics-target (distractors)."
+            "mosaics (table4, figure7), mosaics-target and mosaics-target-32 (distractors)."
         ),
     ] = (),
     budget: Annotated[float | None, arg(help="Stop in good order after this many minutes.")] = None,

@@ -80,6 +80,12 @@ KINDS = {
              "mosaics:{path},classes=16,target=one", image_size=64, options={"stem_stride": 2}, others=(
                  ("without", "mosaics:{path},classes=16,target=one,test-distractors=no,train=10,validation=10"),
              )),
+        # A quarter of the pixels and of the cost, and half the classes: what a machine without a GPU learns in an hour.
+        Kind("mosaics-target-32", "mosaics-target", "2x2 mosaics at 32 px, one quarter counts (constructed)",
+             "single-task pictures such as Tiny-ImageNet, as parquet files or class folders",
+             "mosaics:{path},classes=8,side=32,target=one", image_size=32, options={"stem_stride": 2}, others=(
+                 ("without", "mosaics:{path},classes=8,side=32,target=one,test-distractors=no,train=10,validation=10"),
+             )),
     )
 }  # fmt: skip
 
