@@ -13,9 +13,10 @@ from attention_branch.reproduce.distraction_results import COMPARED
 _COST = ("with", "without", "cost", *(f"less {name.replace('-multiply-adds', '')}" for name in COMPARED))
 _MAPS = ("on object", "on distractor", "density object", "density distractor", "wrong, distractor")
 _COST_NOTE = (
-    "with, without: error (%) on the test pictures with distractors and on the same pictures without. cost: the first "
-    "less the second. less ...: its cost less that of another arm, paired by seed; negative: it loses less; ! where "
-    "the 95 % interval (Student's t, not corrected for several comparisons) excludes zero."
+    "with, without: error (%) on the test pictures with distractors and on the same pictures without (of mosaics, grey "
+    "in their place, which no network has seen in training). cost: the first less the second. less ...: its cost less "
+    "that of another arm, paired by seed; negative: it loses less; ! where the 95 % interval (Student's t, not "
+    "corrected for several comparisons) excludes zero."
 )
 _WIDE = 120
 """Columns from which on a terminal has room for the spread over seeds."""
