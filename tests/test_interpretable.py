@@ -11,9 +11,14 @@ import torch
 from torch import nn
 
 import attention_branch as ab
-from attention_branch.models.interpretable import FilterOptions, InterpretableLayer, InterpretableNetwork
+from attention_branch.models.interpretable.network import FilterOptions, InterpretableLayer, InterpretableNetwork
+from attention_branch.models.interpretable.templates import (
+    fits,
+    mutual_information_loss,
+    own_template_pull,
+    template_bank,
+)
 from attention_branch.models.saving import ModelConfig
-from attention_branch.models.templates import fits, mutual_information_loss, own_template_pull, template_bank
 from attention_branch.training import recipe, train
 from attention_branch.training.journal import read_metrics
 from attention_branch.training.mixing import Mixed, mixed_loss
@@ -324,7 +329,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from attention_branch.models.interpretable import FilterOptions, InterpretableLayer, InterpretableNetwork
+from attention_branch.models.interpretable.network import FilterOptions, InterpretableLayer, InterpretableNetwork
 from attention_branch.models.saving import ModelConfig
 
 

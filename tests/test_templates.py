@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from attention_branch.models.released_filters import released_loss, released_mask, strengths
-from attention_branch.models.templates import (
+from attention_branch.models.interpretable.released import released_loss, released_mask, strengths
+from attention_branch.models.interpretable.templates import (
     centroid,
     fits,
     l1_template,

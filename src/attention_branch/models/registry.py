@@ -17,8 +17,8 @@ from attention_branch.models.facial.moon import Moon, backbone_config
 from attention_branch.models.facial.panda import create_panda
 from attention_branch.models.gate import Construction, GatePlace, Proof, grid_size, locate, output_until, prove
 from attention_branch.models.heads import PERCEPTIONS, prove_shared
-from attention_branch.models.interpretable import InterpretableNetwork, read_options
-from attention_branch.models.interpretable_place import insert, smallest_side
+from attention_branch.models.interpretable.network import InterpretableNetwork, read_options
+from attention_branch.models.interpretable.place import insert, smallest_side
 from attention_branch.models.network import MAP_CONTROLS, MECHANISMS, AttentionBranchNetwork, Network, PlainNetwork
 from attention_branch.models.preprocessing import Preprocessing
 from attention_branch.models.residual_attention import RESIDUAL_ATTENTION, create_residual_attention

@@ -16,7 +16,7 @@ from timm.models.vgg import VGG
 from torch import Tensor, nn
 
 from attention_branch.errors import UserError
-from attention_branch.models.interpretable import FilterOptions, InterpretableLayer
+from attention_branch.models.interpretable.network import FilterOptions, InterpretableLayer
 from attention_branch.models.small import SmallNetwork
 from attention_branch.models.vgg import VggCam
 

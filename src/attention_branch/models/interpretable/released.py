@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from attention_branch.models.everywhere import highest, logsumexp, total
-from attention_branch.models.templates import centroid, l1_template
+from attention_branch.models.interpretable.templates import centroid, l1_template
 
 TEMPERATURE = 0.5
 FIRST_SLOPE, LEAST_SLOPE, MOST_SLOPE = 2.0, 1.5, 3.0

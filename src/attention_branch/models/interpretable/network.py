@@ -13,18 +13,14 @@ from torch import Tensor, nn
 
 from attention_branch.errors import UserError
 from attention_branch.models.everywhere import processes, total
-from attention_branch.models.loss import Losses, Targets, abn_loss
-from attention_branch.models.network import PlainNetwork
-from attention_branch.models.output import ABNOutput, Scores
-from attention_branch.models.released_filters import (
+from attention_branch.models.interpretable.released import (
     FIRST_SLOPE,
     next_slope,
     released_loss,
     released_mask,
     strengths,
 )
-from attention_branch.models.saving import ModelConfig
-from attention_branch.models.templates import (
+from attention_branch.models.interpretable.templates import (
     fits,
     l1_template,
     mutual_information_loss,
@@ -32,6 +28,10 @@ from attention_branch.models.templates import (
     peak,
     template_bank,
 )
+from attention_branch.models.loss import Losses, Targets, abn_loss
+from attention_branch.models.network import PlainNetwork
+from attention_branch.models.output import ABNOutput, Scores
+from attention_branch.models.saving import ModelConfig
 
 VARIANTS = ("paper", "exact", "released")
 MEMORY = {"paper": 0.99, "exact": 0.99, "released": 0.9}
