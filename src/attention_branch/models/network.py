@@ -166,8 +166,11 @@ class AttentionBranchNetwork(Network):
 
     def attend(self, images: Tensor) -> tuple[Tensor, Scores]:
         """Return the map (N, T, h, w) and the attention branch's scores without running the perception branch."""
-        g = self.features(images)
-        activations, attention = self.branch(g, grid_size(g, self.place, images, self.backbone))
+        return self.attend_features(self.features(images), images)
+
+    def attend_features(self, features: Tensor, images: Tensor) -> tuple[Tensor, Scores]:
+        """Return what `attend` does, for the g(x) of these images where that is at hand."""
+        activations, attention = self.branch(features, grid_size(features, self.place, images, self.backbone))
         return self._controlled(attention), self._by_head(self.branch.scores(activations))
 
     def class_evidence(self, images: Tensor) -> Scores:
@@ -187,6 +190,28 @@ class AttentionBranchNetwork(Network):
             return self(images), evidence[0]
         finally:
             self._flow.clear()
+
+    @property
+    def resumes(self) -> bool:
+        """Whether `perceive` works: what lies behind g(x) is a row of modules that was proved to give the answer."""
+        return self.last is None and self.construction.proof.tail_reproduced
+
+    def perceive(self, features: Tensor, attention: Tensor) -> Scores:
+        """Return the logits for g(x), as `features` gives it, under maps (N, T, h, w) of the map's own size.
+
+        Only what lies behind the gate runs, so trying one map after another on the same images is cheap. In eval mode
+        the answer equals `model(images, attention=...)` up to rounding. `UserError` where `resumes` is False.
+        """
+        if not self.resumes:
+            raise UserError(f"{self.name} cannot go on from its features alone; call model(images, attention=...).")
+        maps = self._given_map(attention, features.shape[0], (attention.shape[-2], attention.shape[-1]))
+        if self.mechanism == "none":
+            factor = torch.ones_like(maps)
+        else:
+            factor = 1 + maps if self.mechanism == "residual" else maps
+        chunks = self._task_chunks(factor)
+        logits = [self._perceive(features, chunk) for chunk in chunks]
+        return self._by_head(self._by_task(logits, {"features": features, "chunks": chunks}))
 
     # --- the two hooks ---
 
