@@ -9,6 +9,7 @@ import json
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +20,7 @@ from attention_branch.errors import UserError
 from attention_branch.files import write_json
 from attention_branch.serve.compute import BACKGROUND, Compute
 from attention_branch.serve.predictor import SINGLE, Answer, Facts, probabilities
-from attention_branch.serve.uploads import Limits, png_bytes, read_upload
+from attention_branch.serve.uploads import Limits, read_upload
 
 ORDERS = ("worst", "uncertain", "name")
 STATES = ("todo", "wrong", "annotated", "skipped", "all")
@@ -62,28 +63,6 @@ class FolderPictures:
             return self.paths[index].read_bytes()
         except OSError as problem:
             raise UserError(f"'{self.paths[index]}' cannot be read ({problem.strerror}).") from problem
-
-
-class SplitPictures:
-    """The pictures of a data set's split, with their labels."""
-
-    def __init__(self, images: Any, title: str) -> None:
-        self.images, self.title = images, title
-        self.names = images.ids
-
-    def labels(self, index: int) -> dict[str, str] | None:
-        """Return the true class by head; heads without a label are left out."""
-        found = {
-            head: self.images.tasks[head][number]
-            for head, number in self.images.targets_of(index).items()
-            if number >= 0
-        }
-        return found or None
-
-    def content(self, index: int) -> bytes:
-        """Return the stored bytes, or a PNG of a picture that is stored decoded."""
-        stored = self.images.source.encoded(int(self.images.rows[index]))
-        return stored if stored is not None else png_bytes(self.images.image(index))
 
 
 @dataclass
@@ -177,7 +156,8 @@ class Gallery:
     def listed(
         self, annotated: set[str], *, order: str, state: str, wanted: str | None, offset: int, limit: int
     ) -> dict[str, Any]:
-        """Return a page of the pictures in an order, of a state, of one class; `annotated` are SHA-256s of images."""
+        """Return a page of the pictures in an order, of a state, of one class; `annotated` are
+        the first 16 digits of images' SHA-256."""
         for value, known, what in ((order, ORDERS, "order"), (state, STATES, "state")):
             if value not in known:
                 raise UserError(f"There is no {what} '{value}'; choose one of {', '.join(known)}.")
@@ -188,7 +168,7 @@ class Gallery:
             if index in broken:
                 continue
             entry, labels = entries.get(index), self.pictures.labels(index)
-            done = entry is not None and entry.digest in annotated
+            done = entry is not None and entry.digest[:16] in annotated
             its_state = "annotated" if done else "skipped" if name in skipped else "todo"
             if state == "wrong" and (entry is None or entry.correct is not False):
                 continue
@@ -248,7 +228,7 @@ class Gallery:
                 continue
             arrays = np.stack([array for _, _, array in batch])
             try:
-                answers = self.compute.run(lambda arrays=arrays: self.predict(arrays), priority=BACKGROUND).result()
+                answers = self.compute.run(partial(self.predict, arrays), priority=BACKGROUND).result()
             except Exception:
                 # The server is stopping, or this batch cannot be answered; its pictures stay without a rank.
                 if self._stop.is_set():

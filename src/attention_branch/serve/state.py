@@ -84,4 +84,6 @@ async def read_json(request: Request, shape: type[BaseModel]) -> Any:
     except ValidationError as problem:
         first = problem.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"][:4])
-        raise HTTPException(422, f"The JSON body does not fit: {where + ': ' if where else ''}{first['msg']}.") from None
+        raise HTTPException(
+            422, f"The JSON body does not fit: {where + ': ' if where else ''}{first['msg']}."
+        ) from None
