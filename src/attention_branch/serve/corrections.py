@@ -18,15 +18,17 @@ from attention_branch.annotations import (
     delete_annotation,
     from_view,
     read_annotation,
+    to_view,
     write_annotation,
 )
 from attention_branch.data.images import open_header, open_image
 from attention_branch.errors import UserError
+from attention_branch.explanations.overlay import overlay
 from attention_branch.serve.cases import Case
 from attention_branch.serve.gallery import Gallery
 from attention_branch.serve.predictor import SINGLE, Facts
 from attention_branch.serve.records import answers, finite, now
-from attention_branch.serve.schemas import AnnotationRequest, QueueState
+from attention_branch.serve.schemas import AnnotationRequest, OpenRequest, QueueState
 from attention_branch.serve.state import State, read_json
 from attention_branch.serve.uploads import png_bytes
 
@@ -64,6 +66,19 @@ def corrections(state: State) -> APIRouter:
             return png_bytes(facts.preprocessing.image(drawn).convert("L"))
 
         return Response(await asyncio.to_thread(view), media_type="image/png")
+
+    @router.get("/v1/annotations/{name}/overlay.png", summary="Its map over its picture, for a list")
+    async def map_overlay(name: str) -> Response:
+        def drawn() -> bytes:
+            found = _found(state, name)
+            picture = facts.preprocessing.image(open_image(found.image))
+            values = to_view(found.values(), facts.preprocessing)
+            shown = overlay(picture, values, side=160)
+            shown.thumbnail((320, 320))
+            return png_bytes(shown)
+
+        content = await asyncio.get_running_loop().run_in_executor(state.decoders, drawn)
+        return Response(content, media_type="image/png")
 
     @router.delete("/v1/annotations/{name}", summary="Remove one annotation", status_code=204)
     async def remove(name: str) -> Response:
@@ -105,6 +120,20 @@ def corrections(state: State) -> APIRouter:
         return Response(status_code=204)
 
     return router
+
+
+def stored(state: State, wanted: OpenRequest) -> tuple[bytes, str, dict[str, str] | None]:
+    """Return the bytes, the name and the label of a picture that the server has."""
+    if (wanted.queue is None) == (wanted.annotation is None):
+        raise UserError("Name one picture: 'queue' with its number, or 'annotation' with its name.")
+    if wanted.annotation is not None:
+        found = _found(state, wanted.annotation)
+        label = {SINGLE: found.label} if isinstance(found.label, str) else found.label
+        return found.image.read_bytes(), str(found.record.get("source") or found.image.name), label
+    assert wanted.queue is not None
+    gallery = _gallery(state)
+    content, source = gallery.content(wanted.queue)
+    return content, source, gallery.pictures.labels(wanted.queue)
 
 
 def _gallery(state: State) -> Gallery:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from attention_branch.errors import UserError
 from attention_branch.serve.cases import Case
+from attention_branch.serve.corrections import stored
 from attention_branch.serve.predictor import Answer, ByHead, Facts
 from attention_branch.serve.reading import reading
 from attention_branch.serve.records import answers, finite, map_array, map_facts, maps_by_head, now, trace
@@ -25,21 +26,16 @@ def interactive(state: State) -> APIRouter:
     router = APIRouter(prefix="/v1/images", tags=["one image, looked at and questioned"])
     facts = state.predictor.facts
 
-    @router.post("", summary="Open an image: a picture (form or body), or one of the queue by its number (JSON)")
+    @router.post("", summary="Open an image: a picture (form or body), or one that the server has (JSON)")
     async def open_image(request: Request) -> JSONResponse:
-        label, source = None, None
         if request.headers.get("content-type", "").startswith("application/json"):
-            wanted = await read_json(request, OpenRequest)
-            if state.gallery is None:
-                raise UserError("This server has no queue of pictures; start it with --images or --data.")
-            content, source = await asyncio.to_thread(state.gallery.content, wanted.queue)
-            label = state.gallery.pictures.labels(wanted.queue)
+            content, source, label = await asyncio.to_thread(stored, state, await read_json(request, OpenRequest))
             name = source.rpartition("/")[2]
         else:
             files = await uploads(request, state.limits)
             if len(files) != 1:
                 raise UserError(f"{len(files)} files were sent; open one at a time.")
-            name, content = files[0]
+            (name, content), source, label = files[0], None, None
         upload = await state.decode(content, name)
         opened = await asyncio.wrap_future(state.compute.run(lambda: state.predictor.open(upload.array)))
         case = state.cases.add(upload, opened, label, source)

@@ -97,9 +97,10 @@ class AnnotationRequest(BaseModel):
 
 
 class OpenRequest(BaseModel):
-    """A picture of the queue to open."""
+    """A picture that the server has: of the queue, by its number, or of a saved annotation, by its name."""
 
-    queue: int = Field(ge=0, description="Its number in the queue.")
+    queue: int | None = Field(None, ge=0, description="Its number in the queue.")
+    annotation: str | None = Field(None, description="The annotation's name.")
 
 
 class QueueState(BaseModel):

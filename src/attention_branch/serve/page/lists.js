@@ -1,0 +1,174 @@
+// The two lists: pictures to go through, and maps that were saved.
+
+import * as api from "./api.js";
+
+const $ = (id) => document.getElementById(id);
+const PAGE = 40;
+
+function element(tag, className, text) {
+  const made = document.createElement(tag);
+  if (className) made.className = className;
+  if (text) made.textContent = text;
+  return made;
+}
+
+function labelText(label) {
+  if (!label) return "";
+  if (typeof label === "string") return label;
+  const entries = Object.entries(label);
+  return entries.length === 1 ? entries[0][1] : entries.slice(0, 3).map(([head, name]) => `${head}: ${name}`).join(", ");
+}
+
+function picture(address) {
+  const image = element("img");
+  image.loading = "lazy";
+  image.alt = "";
+  image.onload = () => image.classList.toggle("pixels", image.naturalWidth < 100);
+  image.src = address;
+  return image;
+}
+
+export class Lists {
+  constructor(facts, { open, complain, said }) {
+    this.facts = facts;
+    this.open = open;
+    this.complain = complain;
+    this.said = said;
+    this.timer = null;
+  }
+
+  begin() {
+    const facts = this.facts();
+    $("tab-queue").hidden = !facts.queue;
+    $("queue-title").textContent = facts.queue ?? "";
+    $("saved-folder").textContent = `In ${facts.annotations}`;
+    const names = [...new Set(Object.values(facts.classes).flat())];
+    $("queue-class").append(...names.map((name) => new Option(name, name)));
+    for (const id of ["order", "state", "queue-class"]) {
+      const kept = sessionStorage.getItem(`queue-${id}`);
+      if (kept !== null && [...$(id).options].some((option) => option.value === kept)) $(id).value = kept;
+      $(id).onchange = () => {
+        sessionStorage.setItem(`queue-${id}`, $(id).value);
+        this.refreshQueue();
+      };
+    }
+    $("refresh").onclick = () => this.refreshQueue();
+    $("more").onclick = () => this.page($("queue-items").children.length);
+  }
+
+  query(offset, limit) {
+    const query = { order: $("order").value, state: $("state").value, offset, limit };
+    if ($("queue-class").value) query.class = $("queue-class").value;
+    return query;
+  }
+
+  async refreshQueue() {
+    window.clearTimeout(this.timer);
+    $("queue-items").replaceChildren();
+    const found = await this.page(0);
+    // The network is still looking at pictures: the order changes.
+    if (found && found.seen < found.pictures) {
+      this.timer = window.setTimeout(() => {
+        if (!$("view-queue").hidden && $("queue-items").children.length <= PAGE) this.refreshQueue();
+      }, 3000);
+    }
+  }
+
+  async page(offset) {
+    let found;
+    try {
+      found = await api.queue(this.query(offset, PAGE));
+    } catch (problem) {
+      this.complain(problem.message);
+      return null;
+    }
+    const looked = found.seen < found.pictures ? ` The network has looked at ${found.seen} of ${found.pictures}.` : "";
+    const broken = found.broken ? ` ${found.broken} cannot be read.` : "";
+    $("queue-count").textContent = `${found.total} pictures.${looked}${broken}`;
+    $("queue-items").append(...found.items.map((item) => this.queueTile(item)));
+    $("more").hidden = $("queue-items").children.length >= found.total;
+    return found;
+  }
+
+  queueTile(item) {
+    const tile = element("li"), button = element("button", "tile");
+    button.append(picture(`/v1/queue/${item.index}/thumbnail.png`));
+    if (item.prediction) {
+      const wrong = item.correct === false;
+      const text = `${item.prediction}, ${(100 * item.probability).toFixed(0)} %`;
+      button.append(element("span", wrong ? "wrong" : item.correct ? "right" : "", (wrong ? "✗ " : item.correct ? "✓ " : "") + text));
+    }
+    if (item.label) button.append(element("span", "", `label: ${labelText(item.label)}`));
+    if (item.state !== "todo") button.append(element("span", "quiet", item.state));
+    button.append(element("span", "name", item.name));
+    button.onclick = () => this.open({ queue: item.index });
+    tile.append(button);
+    const row = element("div", "row");
+    if (item.state !== "annotated") {
+      const skipped = item.state === "skipped", mark = element("button", "", skipped ? "Take back" : "Skip");
+      mark.setAttribute("aria-label", `${mark.textContent} ${item.name}`);
+      mark.onclick = async () => {
+        try {
+          await api.mark(item.index, skipped ? "todo" : "skipped");
+          tile.remove();
+        } catch (problem) {
+          this.complain(problem.message);
+        }
+      };
+      row.append(mark);
+    }
+    tile.append(row);
+    return tile;
+  }
+
+  // The next picture of the list as it is filtered now; null behind the last.
+  async next(index) {
+    const found = await api.queue(this.query(0, 200));
+    const rest = found.items.filter((item) => item.index !== index);
+    const place = found.items.findIndex((item) => item.index === index);
+    if (place >= 0 && place + 1 < found.items.length) return found.items[place + 1].index;
+    return place < 0 && rest.length ? rest[0].index : null;
+  }
+
+  async refreshSaved() {
+    let found;
+    try {
+      found = await api.annotations();
+    } catch (problem) {
+      this.complain(problem.message);
+      return;
+    }
+    const count = found.annotations.length;
+    $("saved-folder").textContent = `${count} in ${found.folder}`;
+    $("saved-items").replaceChildren(...found.annotations.map((item) => this.savedTile(item)));
+  }
+
+  savedTile(item) {
+    const tile = element("li");
+    if (item.error) {
+      tile.append(element("p", "wrong", item.error));
+      return tile;
+    }
+    const button = element("button", "tile"), name = encodeURIComponent(item.name);
+    button.append(picture(`/v1/annotations/${name}/overlay.png`));
+    button.append(element("span", "", labelText(item.label) || "no label"));
+    if (item.head) button.append(element("span", "quiet", `map of ${item.head}`));
+    button.append(element("span", "name", `${item.source ?? item.name}, ${item.time ?? ""}`));
+    button.onclick = () => this.open({ saved: item.name });
+    const row = element("div", "row"), remove = element("button", "", "Remove");
+    remove.setAttribute("aria-label", `Remove the map of ${item.source ?? item.name}`);
+    remove.onclick = async () => {
+      if (!window.confirm("Remove this annotation, its picture and its map?")) return;
+      try {
+        await api.removeAnnotation(item.name);
+        tile.remove();
+        this.said("The annotation is removed.");
+      } catch (problem) {
+        this.complain(problem.message);
+      }
+    };
+    row.append(remove);
+    tile.append(button, row);
+    return tile;
+  }
+}
