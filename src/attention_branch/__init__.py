@@ -1,7 +1,8 @@
 """Image classifiers that show where they looked: the Attention Branch Network on any backbone."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from attention_branch.lazy import lazy_names
 
 if TYPE_CHECKING:
     from attention_branch import metrics
@@ -42,22 +43,25 @@ __all__ = [
     "metrics",
 ]
 
-_ELSEWHERE = {
-    "UserError": "errors",
-    "Explanation": "explanations",
-    "channel_weights": "explanations",
-    "explain": "explanations",
-}
-
-
-def __getattr__(name: str) -> Any:
-    # Looked up when first used: importing the package does not import torch, so `abn --help` answers at once.
-    if name == "metrics":
-        return import_module("attention_branch.metrics")
-    if name not in __all__:
-        raise AttributeError(f"module 'attention_branch' has no attribute '{name}'")
-    return getattr(import_module(f"attention_branch.{_ELSEWHERE.get(name, 'models')}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+# Importing the package does not import torch, so `abn --help` answers at once.
+lazy_names(
+    __name__,
+    {
+        ".errors": ("UserError",),
+        ".explanations": ("Explanation", "channel_weights", "explain"),
+        ".metrics": (),
+        ".models": (
+            "ABNOutput",
+            "AttentionBranchNetwork",
+            "Losses",
+            "PlainNetwork",
+            "Preprocessing",
+            "abn_loss",
+            "create_backbone",
+            "create_model",
+            "list_backbones",
+            "load_model",
+            "load_official",
+        ),
+    },
+)

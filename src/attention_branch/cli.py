@@ -12,6 +12,7 @@ import tyro
 from rich.console import Console
 from tyro.conf import Positional, arg
 
+from attention_branch import __version__
 from attention_branch.errors import UserError
 from attention_branch.reproduce.command import reproduce
 
@@ -393,6 +394,12 @@ COMMANDS: dict[str, Callable[..., int]] = {
 }
 
 
+# What attention-branch depends on and attention-branch-onnx, for machines without torch, does not.
+_FULL_ONLY = {
+    "torch", "torchvision", "timm", "lightning", "datasets", "safetensors", "huggingface_hub", "scipy", "sklearn",
+}  # fmt: skip
+
+
 def _names(listed: str | None) -> list[str] | None:
     return None if listed is None else [name.strip() for name in listed.split(",") if name.strip()]
 
@@ -407,6 +414,14 @@ def _device(name: str) -> str:
     except (RuntimeError, AssertionError) as problem:
         raise UserError(f"The device '{name}' cannot be used here; try --device cpu.") from problem
     return name
+
+
+def _without(missing: str, command: str) -> str:
+    """Say what to do where a command needs what only the full package installs."""
+    return (
+        f"`abn {command}` needs {missing}, which is not installed here; install the full package (pip install . in the "
+        "folder of attention-branch). Without it, explain takes a network that was exported to ONNX: model.onnx."
+    )
 
 
 def _overview() -> None:
@@ -427,9 +442,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _overview()
         sys.exit(0)
     if arguments[0] == "--version":
-        from importlib.metadata import version
-
-        print(f"attention-branch {version('attention-branch')}")
+        print(f"attention-branch {__version__}")
         sys.exit(0)
     try:
         name, rest = arguments[0], arguments[1:]
@@ -443,6 +456,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(tyro.cli(function, args=rest, prog=f"abn {name}"))
     except UserError as problem:
         print(f"abn: {problem}", file=sys.stderr)
+        sys.exit(2)
+    except ModuleNotFoundError as problem:
+        missing = (problem.name or "").partition(".")[0]
+        if missing not in _FULL_ONLY:
+            raise
+        print(f"abn: {_without(missing, arguments[0])}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("abn: interrupted.", file=sys.stderr)

@@ -11,10 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-from safetensors import SafetensorError
-from torch import Tensor
-
 from attention_branch.errors import UserError
 
 
@@ -42,15 +38,6 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
-
-
-def save_tensors(tensors: dict[str, Tensor], target: str | Path, metadata: dict[str, str] | None = None) -> None:
-    """Write tensors by name as one safetensors file, whole or not at all; a full disk becomes a `UserError`."""
-    with atomic_path(target) as temporary:
-        try:
-            safetensors.torch.save_file(tensors, temporary, metadata=metadata)
-        except SafetensorError as problem:
-            raise OSError(errno.ENOSPC if "space" in str(problem) else errno.EIO, str(problem)) from problem
 
 
 @contextmanager

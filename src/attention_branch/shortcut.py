@@ -20,17 +20,17 @@ from attention_branch.data.digits import DigitSource
 from attention_branch.data.marks import TELLS
 from attention_branch.demo import clear_demo, has_fast_bfloat16
 from attention_branch.evaluation import Evaluation, evaluate
-from attention_branch.evaluation.evaluate import progress_bar
-from attention_branch.evaluation.evaluation import interval_text, percent
 from attention_branch.evaluation.run import random_subset
 from attention_branch.evaluation.shortcut_finding import Share, ShortcutSearch
 from attention_branch.evaluation.shortcuts import find_shortcut
+from attention_branch.evaluation.wording import interval_text, percent
 from attention_branch.explanations import METHODS, explain
 from attention_branch.explanations.methods import CONTROLS
 from attention_branch.files import write_json
 from attention_branch.metrics import EnergyPointingGame, MetricResult, PointingGame
 from attention_branch.metrics.statistics import bootstrap_interval
 from attention_branch.models import load_model
+from attention_branch.progress import progress_bar
 from attention_branch.report import Bar, Facts, Figure, TableBlock, write_shortcut_report
 from attention_branch.report.shortcut_page import search_figures
 from attention_branch.training import recipe, train

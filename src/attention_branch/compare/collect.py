@@ -15,7 +15,6 @@ from attention_branch.compare.comparison import Answers
 from attention_branch.compare.journal import Journal
 from attention_branch.compare.measures import Measures
 from attention_branch.compare.subset import Batch, Subset
-from attention_branch.evaluation.evaluate import progress_bar
 from attention_branch.explanations import Explanation, explain
 from attention_branch.explanations.methods import layer_for
 from attention_branch.explanations.outputs import class_scores, evaluating, probabilities
@@ -23,6 +22,7 @@ from attention_branch.explanations.targets import head_logits
 from attention_branch.metrics.drive import MapDrive
 from attention_branch.metrics.similarity import rank_correlation
 from attention_branch.metrics.statistics import MetricResult
+from attention_branch.progress import progress_bar
 
 UNRANKED = ("random", "constant")
 """Methods whose maps are compared with no other's: noise is like nothing, and a constant has no ranks."""

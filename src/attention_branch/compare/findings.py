@@ -4,7 +4,7 @@ import numpy as np
 
 from attention_branch.compare.comparison import Answers, Comparison, share_of
 from attention_branch.compare.measures import MEASURES
-from attention_branch.evaluation.evaluation import interval_text, percent
+from attention_branch.evaluation.wording import interval_text, percent
 from attention_branch.explanations.methods import CLASS_AGNOSTIC, CONTROLS
 from attention_branch.metrics.statistics import FEWEST, PairedDifference
 from attention_branch.report.page import Figure

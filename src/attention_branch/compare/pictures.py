@@ -9,7 +9,7 @@ import torch
 from attention_branch.compare.collect import Work
 from attention_branch.compare.comparison import Comparison
 from attention_branch.compare.measures import MEASURES
-from attention_branch.evaluation.evaluation import percent
+from attention_branch.evaluation.wording import percent
 from attention_branch.explanations.methods import CONTROLS
 from attention_branch.report.page import Block
 from attention_branch.report.picture_grid import PictureGrid, PictureRow

@@ -4,7 +4,7 @@ import numpy as np
 
 from attention_branch.compare.comparison import Comparison
 from attention_branch.compare.measures import MEASURES
-from attention_branch.evaluation.evaluation import percent
+from attention_branch.evaluation.wording import percent
 from attention_branch.explanations.methods import CONTROLS
 from attention_branch.metrics.drive_result import OWN, REPLACED
 from attention_branch.metrics.statistics import FEWEST, MetricResult

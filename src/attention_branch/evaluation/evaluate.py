@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -18,6 +17,7 @@ from attention_branch.explanations.outputs import evaluating
 from attention_branch.explanations.targets import head_class_names
 from attention_branch.metrics.collapse import collapse_alarm
 from attention_branch.metrics.pointing import TOLERANCE, PointingGame
+from attention_branch.progress import progress_bar
 
 _MAPS_KEPT = 1024
 
@@ -242,8 +242,3 @@ def _shown(batches: Iterable[Mapping[str, Any]], progress: bool) -> Iterable[Map
     length: Callable[[], int] | None = getattr(batches, "__len__", None)
     with progress_bar() as bar:
         yield from bar.track(batches, total=length() if length else None, description="evaluating")
-
-
-def progress_bar() -> Progress:
-    """Return the progress bar of the long commands: what, bar, count, time left."""
-    return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

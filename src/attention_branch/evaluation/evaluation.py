@@ -22,6 +22,7 @@ from attention_branch.evaluation.scores import (
     calibration_bins,
     class_scores,
 )
+from attention_branch.evaluation.wording import interval_text, percent
 from attention_branch.metrics.statistics import MetricResult
 
 MATRIX_LIMIT = 100
@@ -269,16 +270,6 @@ class Evaluation:
             label = {"center": "control: centre", "random": "control: random"}.get(name, name)
             table.add_row(label, percent(result.mean), interval_text(result.interval))
         return table
-
-
-def percent(value: float | None) -> str:
-    """Return a share as text, "93.4 %"; an en dash where it is not defined."""
-    return "–" if value is None or math.isnan(value) else f"{100 * value:.1f} %"
-
-
-def interval_text(interval: tuple[float, float] | None) -> str:
-    """Return an interval of shares as text, "91.0 to 95.2 %"."""
-    return "–" if interval is None else f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f} %"
 
 
 def _scores_table(head: HeadEvaluation) -> Table:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from attention_branch.data.images import find_images, open_image
 from attention_branch.errors import UserError
-from attention_branch.evaluation.evaluate import progress_bar
 from attention_branch.explanations.explanation import explain
 from attention_branch.explanations.layers import grid_layers
 from attention_branch.explanations.methods import LAYERED
@@ -23,6 +22,7 @@ from attention_branch.metrics.faithfulness import InsertionMinusDeletion
 from attention_branch.metrics.metric import Scorer
 from attention_branch.metrics.statistics import MetricResult
 from attention_branch.models.saving import WEIGHTS, load_model, model_folder
+from attention_branch.progress import progress_bar
 
 MOST_IMAGES = 64
 """Files of a scan; more would only narrow the intervals."""

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attention_branch.evaluation.evaluation import percent
 from attention_branch.evaluation.removal import paint_over
+from attention_branch.evaluation.wording import percent
 from attention_branch.explanations.explanation import Explanation
 from attention_branch.explanations.methods import CONTROLS
 from attention_branch.explanations.outputs import evaluating, predict, probabilities, unwrapped

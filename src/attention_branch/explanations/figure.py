@@ -1,22 +1,25 @@
 """One PNG per image: the image, its map with a colour bar, and both together."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from PIL import Image
-from torch import Tensor
 
 from attention_branch.explanations.canvas import INK, QUIET, rendered, sheet, shortened
 from attention_branch.explanations.overlay import COLORMAP, enlarged, map_scale, map_values, number, overlay
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _PANEL_INCHES = 2.9
 
 
 def figure(
     image: Image.Image,
-    values: Tensor | np.ndarray,
+    values: "Tensor | np.ndarray",
     *,
     title: str | None = None,
     value_range: tuple[float, float] | None = (0.0, 1.0),

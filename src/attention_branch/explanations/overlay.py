@@ -5,15 +5,17 @@ always the map's and never the motif's; a thin line runs where the map passes ha
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFilter
-from torch import Tensor
-from torch.nn import functional as F
 
 from attention_branch.errors import UserError
+from attention_branch.explanations.resizing import resized
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 COLORMAP = "inferno"
 """Perceptually uniform, and its low end is never drawn: low values are transparent."""
@@ -79,21 +81,26 @@ def enlarged(picture: Image.Image, side: int = DISPLAY_SIDE) -> Image.Image:
     return picture if size == picture.size else picture.resize(size, Image.Resampling.NEAREST)
 
 
-def map_values(values: Tensor | np.ndarray, width: int, height: int) -> np.ndarray:
+def as_array(values: Any) -> np.ndarray:
+    """Return a tensor of any type on any device as float64, without importing torch; arrays and lists likewise."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu().double().numpy()
+    return np.asarray(values, dtype=np.float64)
+
+
+def map_values(values: "Tensor | np.ndarray", width: int, height: int) -> np.ndarray:
     """Return a map (h, w) as float64 (height, width), bilinear; `UserError` for another shape, NaN or infinity."""
-    tensor = torch.as_tensor(values).detach().to("cpu", torch.float64)
-    if tensor.ndim != 2 or tensor.numel() == 0:
-        raise UserError(f"A map to draw has shape (h, w); this one has {tuple(tensor.shape)}.")
-    if not torch.isfinite(tensor).all():
+    array = as_array(values)
+    if array.ndim != 2 or array.size == 0:
+        raise UserError(f"A map to draw has shape (h, w); this one has {array.shape}.")
+    if not np.isfinite(array).all():
         raise UserError("The map holds NaN or infinite values, so there is nothing to draw.")
-    if tuple(tensor.shape) != (height, width):
-        tensor = F.interpolate(tensor[None, None], size=(height, width), mode="bilinear", align_corners=False)[0, 0]
-    return tensor.numpy()
+    return resized(array, height, width)
 
 
 def overlay(
     picture: Image.Image,
-    values: Tensor | np.ndarray,
+    values: "Tensor | np.ndarray",
     *,
     value_range: tuple[float, float] | None = (0.0, 1.0),
     stretch: bool = False,
@@ -153,7 +160,7 @@ def ringed(shown: Image.Image, x: float, y: float) -> Image.Image:
 
 
 def colored(
-    values: Tensor | np.ndarray,
+    values: "Tensor | np.ndarray",
     width: int,
     height: int,
     *,
@@ -161,14 +168,16 @@ def colored(
     stretch: bool = False,
 ) -> Image.Image:
     """Return a map (h, w) alone in colours, (width, height) pixels, on the same scale as `overlay`."""
-    resized = map_values(values, width, height)
-    color = matplotlib.colormaps[COLORMAP](scaled(resized, map_scale(resized, value_range, stretch)), bytes=True)
+    shown = map_values(values, width, height)
+    color = matplotlib.colormaps[COLORMAP](scaled(shown, map_scale(shown, value_range, stretch)), bytes=True)
     return Image.fromarray(np.ascontiguousarray(color[..., :3]))
 
 
-def to_picture(image: Tensor) -> Image.Image:
+def to_picture(image: "Tensor | np.ndarray") -> Image.Image:
     """Return an image (3, H, W) with values in [0, 1] as a picture; one channel becomes grey."""
-    pixels = (image.detach().float().clamp(0, 1) * 255).round().to("cpu", torch.uint8)
-    if pixels.shape[0] != 3:
-        pixels = pixels[:1].expand(3, -1, -1)
-    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    # float32, as the network's input is: halves must round to the same side.
+    pixels = np.clip(as_array(image).astype(np.float32), 0, 1) * np.float32(255)
+    shown = np.rint(pixels).astype(np.uint8)
+    if shown.shape[0] != 3:
+        shown = np.broadcast_to(shown[:1], (3, *shown.shape[1:]))
+    return Image.fromarray(np.ascontiguousarray(shown.transpose(1, 2, 0)))

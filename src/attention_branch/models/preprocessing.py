@@ -1,21 +1,26 @@
-"""From a picture to the tensor a network takes; saved with the weights so that both always travel together."""
+"""From a picture to the tensor a network takes; saved with the weights so that both always travel together.
+
+Nothing here needs torch before a tensor is asked for: `array` gives the same numbers without it.
+"""
 
 import functools
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import torch
+import numpy as np
 from PIL import Image
-from torch import Tensor
-from torchvision.transforms.v2 import functional as F
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _INTERPOLATION = {
-    "bicubic": F.InterpolationMode.BICUBIC,
-    "bilinear": F.InterpolationMode.BILINEAR,
-    "nearest": F.InterpolationMode.NEAREST,
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "nearest": Image.Resampling.NEAREST,
 }
 
 
@@ -46,18 +51,24 @@ class Preprocessing:
         height, width = self.size
         if (picture.height, picture.width) == (height, width) and (self.resize == "squash" or self.crop_pct == 1):
             return picture
-        mode = _INTERPOLATION[self.interpolation]
-        scaled = self._scaled(picture.height, picture.width)
-        return F.center_crop(F.resize(picture, scaled, interpolation=mode), [height, width])
+        tall, wide = self._scaled(picture.height, picture.width)
+        if (tall, wide) != (picture.height, picture.width):
+            picture = picture.resize((wide, tall), _INTERPOLATION[self.interpolation])
+        top, left = self._corner((tall, wide))
+        return picture.crop((left, top, left + width, top + height))
 
-    def _scaled(self, tall: int, wide: int) -> list[int]:
+    def _corner(self, scaled: tuple[int, int]) -> tuple[int, int]:
+        """Return (top, left) of what is cut out of the middle of a picture of (height, width), as torchvision does."""
+        return round((scaled[0] - self.size[0]) / 2.0), round((scaled[1] - self.size[1]) / 2.0)
+
+    def _scaled(self, tall: int, wide: int) -> tuple[int, int]:
         """Return the (height, width) a picture is scaled to before its centre is cut out."""
         height, width = self.size
         if self.resize == "squash":
-            return [height, width]
+            return height, width
         # The smallest scaling at which the picture covers size / crop_pct in both directions keeps its aspect.
         scale = max(height / self.crop_pct / tall, width / self.crop_pct / wide)
-        return [max(height, round(tall * scale)), max(width, round(wide * scale))]
+        return max(height, round(tall * scale)), max(width, round(wide * scale))
 
     def geometry(self, picture_size: tuple[int, int]) -> tuple[tuple[float, float], tuple[int, int]]:
         """Return what `image` does to a picture of (height, width): its factors, then the corner of what is cut out.
@@ -67,25 +78,34 @@ class Preprocessing:
         if picture_size == tuple(self.size) and (self.resize == "squash" or self.crop_pct == 1):
             return (1.0, 1.0), (0, 0)
         scaled = self._scaled(*picture_size)
-        top, left = (round((whole - part) / 2.0) for whole, part in zip(scaled, self.size, strict=True))
-        return (scaled[0] / picture_size[0], scaled[1] / picture_size[1]), (top, left)
+        return (scaled[0] / picture_size[0], scaled[1] / picture_size[1]), self._corner(scaled)
 
-    def tensor(self, picture: Image.Image) -> Tensor:
+    def tensor(self, picture: Image.Image) -> "Tensor":
         """Return an RGB picture as a normalised float32 tensor (3, H, W)."""
-        return self.normalize(F.pil_to_tensor(self.image(picture)))
+        import torch
 
-    def normalize(self, images: Tensor) -> Tensor:
+        return self.normalize(torch.from_numpy(np.array(self.image(picture))).permute(2, 0, 1))
+
+    def array(self, picture: Image.Image) -> np.ndarray:
+        """Return an RGB picture as a normalised float32 array (3, H, W): the numbers of `tensor`, without torch."""
+        pixels = np.asarray(self.image(picture), dtype=np.float32).transpose(2, 0, 1)
+        mean, std = (np.array(values, dtype=np.float32)[:, None, None] for values in (self.mean, self.std))
+        return np.ascontiguousarray((pixels / np.float32(255) - mean) / std)
+
+    def normalize(self, images: "Tensor") -> "Tensor":
         """Normalise images (..., 3, H, W), uint8 or float in [0, 1]."""
+        import torch
+
         images = images.float() / 255 if images.dtype == torch.uint8 else images
         mean, std = self._constants(images)
         return (images - mean) / std
 
-    def denormalize(self, images: Tensor) -> Tensor:
+    def denormalize(self, images: "Tensor") -> "Tensor":
         """Return normalised images (..., 3, H, W) to floats in [0, 1], clamped."""
         mean, std = self._constants(images)
         return (images * std + mean).clamp(0, 1)
 
-    def _constants(self, like: Tensor) -> tuple[Tensor, Tensor]:
+    def _constants(self, like: "Tensor") -> "tuple[Tensor, Tensor]":
         return _column(tuple(self.mean), like.dtype, like.device), _column(tuple(self.std), like.dtype, like.device)
 
     def to_dict(self) -> dict[str, Any]:
@@ -102,7 +122,9 @@ class Preprocessing:
 
 
 @functools.lru_cache(maxsize=32)
-def _column(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def _column(values: tuple[float, ...], dtype: "torch.dtype", device: "torch.device") -> "Tensor":
     """Return values as (3, 1, 1) on a device; kept, because a copy to a GPU would wait for it at every step."""
+    import torch
+
     with torch.inference_mode(mode=False):
         return torch.tensor(values, dtype=dtype, device=device).view(3, 1, 1)

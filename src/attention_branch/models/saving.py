@@ -15,8 +15,9 @@ from safetensors import SafetensorError
 from torch import nn
 
 from attention_branch.errors import UserError
-from attention_branch.files import atomic_folder, save_tensors, sha256, write_json
+from attention_branch.files import atomic_folder, sha256, write_json
 from attention_branch.models.preprocessing import Preprocessing
+from attention_branch.models.tensor_files import save_tensors
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT = 1

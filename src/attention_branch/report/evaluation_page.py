@@ -9,7 +9,8 @@ import torch
 
 from attention_branch.data.dataset import ImageSet
 from attention_branch.errors import UserError
-from attention_branch.evaluation.evaluation import Evaluation, HeadEvaluation, interval_text, percent
+from attention_branch.evaluation.evaluation import Evaluation, HeadEvaluation
+from attention_branch.evaluation.wording import interval_text, percent
 from attention_branch.explanations.explanation import explain
 from attention_branch.report.page import (
     Bar,

@@ -15,7 +15,6 @@ from torch import nn
 
 from attention_branch.data.images import find_images, open_image
 from attention_branch.errors import UserError
-from attention_branch.evaluation.evaluate import progress_bar
 from attention_branch.evaluation.run import versions
 from attention_branch.evaluation.second_look import SecondLook, criteria, second_look
 from attention_branch.explanations.explanation import Explanation, explain
@@ -32,6 +31,7 @@ from attention_branch.files import (
 )
 from attention_branch.metrics.collapse import collapse_alarm
 from attention_branch.models.saving import WEIGHTS, load_model, model_folder
+from attention_branch.progress import progress_bar
 from attention_branch.report.explained_page import counted, now, write_explained_page
 from attention_branch.report.prediction_record import answer_record, map_record
 

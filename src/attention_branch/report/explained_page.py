@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from attention_branch.data.images import open_image
-from attention_branch.evaluation.evaluation import percent
 from attention_branch.evaluation.second_look import FLAGS
+from attention_branch.evaluation.wording import percent
 from attention_branch.report.page import Block, Card, Facts, Figure, Gallery, TableBlock, write_report
 
 _SHOWN = 60

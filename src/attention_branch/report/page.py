@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import matplotlib
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from attention_branch.explanations.overlay import (
     COLORMAP,
@@ -24,6 +23,9 @@ from attention_branch.explanations.overlay import (
 )
 from attention_branch.files import write_text
 from attention_branch.report.style import STYLE
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PANEL_SIDE = 224
 _PIXELS_BELOW = 160
@@ -85,7 +87,7 @@ class Card:
     """
 
     picture: Image.Image
-    values: Tensor | np.ndarray
+    values: "Tensor | np.ndarray"
     heading: str
     lines: Sequence[tuple[str, str]] = ()
     verdict: str = ""

@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from attention_branch.explanations.overlay import (
     COLORMAP,
@@ -19,6 +19,9 @@ from attention_branch.explanations.overlay import (
     ringed,
 )
 from attention_branch.report.page import data_uri
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SIDE = 144
 _PIXELS_BELOW = 112
@@ -35,7 +38,7 @@ class PictureRow:
     picture: Image.Image
     heading: str
     lines: Sequence[str]
-    maps: Mapping[str, Tensor | np.ndarray]
+    maps: "Mapping[str, Tensor | np.ndarray]"
     verdict: str = ""
     under: Mapping[str, str] | None = None
     inside: np.ndarray | None = None

@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from attention_branch.errors import UserError
-from attention_branch.evaluation.evaluation import interval_text, percent
 from attention_branch.evaluation.shortcut_finding import Share, ShortcutSearch
+from attention_branch.evaluation.wording import interval_text, percent
 from attention_branch.explanations.explanation import Explanation
 from attention_branch.explanations.overlay import to_picture
 from attention_branch.report.page import Bar, Block, Card, Facts, Figure, Gallery, TableBlock, data_uri, write_report

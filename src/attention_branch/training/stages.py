@@ -18,7 +18,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from attention_branch.errors import UserError
-from attention_branch.files import atomic_path, save_tensors, write_text
+from attention_branch.files import atomic_path, write_text
+from attention_branch.models.tensor_files import save_tensors
 
 Item = TypeVar("Item")
 
