@@ -4,6 +4,7 @@ It stands before the application, as plain ASGI: what it refuses is never parsed
 """
 
 import asyncio
+import hashlib
 import hmac
 import ipaddress
 import json
@@ -127,7 +128,7 @@ class Guard:
         kind, _, given = headers.get("authorization", "").partition(" ")
         if kind.lower() == "bearer" and _same(given.strip(), self.token):
             return
-        if _same(_cookie_value(headers.get("cookie", "")), self.token):
+        if _same(_cookie_value(headers.get("cookie", "")), _digest(self.token)):
             return
         raise Refused(
             401,
@@ -143,7 +144,8 @@ class Guard:
         return _same(given, self.token)
 
     def _cookie(self) -> str:
-        return f"{COOKIE}={self.token}; HttpOnly; SameSite=Strict; Path=/"
+        assert self.token is not None
+        return f"{COOKIE}={_digest(self.token)}; HttpOnly; SameSite=Strict; Path=/"
 
     # --- how much ---
 
@@ -252,6 +254,11 @@ def _is_loopback(host: str) -> bool:
 
 def _same(given: str, token: str) -> bool:
     return hmac.compare_digest(given.encode(), token.encode())
+
+
+def _digest(token: str) -> str:
+    """Return what a cookie holds in a token's place: a token may have letters that no cookie can."""
+    return hashlib.sha256(token.encode()).hexdigest()
 
 
 def _cookie_value(header: str) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import socket
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -160,8 +161,11 @@ def _run(app: Application, listener: socket.socket) -> None:
         backlog=512,
         ws="none",
     )
+    # uvicorn closes in good order, then raises the signal again; a plain SIGTERM would end us before we have closed too.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         uvicorn.Server(config).run(sockets=[listener])
     except KeyboardInterrupt:
-        # uvicorn closes in good order, then lets the interrupt go on.
         return
+    finally:
+        signal.signal(signal.SIGTERM, before)

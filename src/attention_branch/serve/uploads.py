@@ -66,7 +66,7 @@ def read_upload(content: bytes, name: str, preprocessing: Preprocessing, limits:
         )
     header.close()
     picture = open_image(content, name)
-    return Upload(name, content, sha256(content).hexdigest(), picture, preprocessing.tensor(picture).numpy())
+    return Upload(name, content, sha256(content).hexdigest(), picture, preprocessing.array(picture))
 
 
 def png_bytes(picture: Image.Image) -> bytes:

@@ -240,6 +240,7 @@ function showAnswer() {
     $("after-probability").textContent = percent(after.prediction.probability);
     $("after-line").classList.toggle("changed", after.prediction.index !== before.prediction.index);
   }
+  showStrip(before, after);
   const indices = new Set(before.top.map((share) => share.index));
   if (after) after.top.slice(0, 3).forEach((share) => indices.add(share.index));
   const rows = [...indices].slice(0, 7).map((index) => {
@@ -261,6 +262,21 @@ function showAnswer() {
   });
   $("shares").tBodies[0].replaceChildren(...rows);
   document.querySelector(".key").hidden = !after;
+}
+
+// On a phone the card with the answer is far below the picture.
+function showStrip(before, after) {
+  const first = document.createElement("b");
+  first.textContent = before.prediction.class;
+  const parts = [first, ` ${percent(before.prediction.probability)}`];
+  if (after) {
+    const second = document.createElement("span");
+    second.className = "after";
+    second.textContent = `${after.prediction.class} ${percent(after.prediction.probability)}`;
+    parts.push(" → ", second, " with your map");
+  }
+  $("strip").replaceChildren(...parts);
+  $("strip").hidden = false;
 }
 
 async function readAloud() {
