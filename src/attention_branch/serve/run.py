@@ -161,7 +161,7 @@ def _run(app: Application, listener: socket.socket) -> None:
         backlog=512,
         ws="none",
     )
-    # uvicorn closes in good order, then raises the signal again; a plain SIGTERM would end us before we have closed too.
+    # uvicorn closes in good order, then raises the signal again: a plain SIGTERM would end us before we have closed.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         uvicorn.Server(config).run(sockets=[listener])

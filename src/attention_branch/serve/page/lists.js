@@ -161,8 +161,8 @@ export class Lists {
       if (!window.confirm("Remove this annotation, its picture and its map?")) return;
       try {
         await api.removeAnnotation(item.name);
-        tile.remove();
         this.said("The annotation is removed.");
+        await this.refreshSaved();
       } catch (problem) {
         this.complain(problem.message);
       }
