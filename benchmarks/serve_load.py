@@ -37,6 +37,7 @@ from attention_branch.files import write_json
 from attention_branch.hardware import processor, usable_cores
 
 HERE = Path(__file__).parent
+PACKAGES = ("torch", "onnxruntime", "fastapi", "uvicorn", "pillow", "aiohttp")
 
 
 def pictures(side: int, count: int = 64) -> list[bytes]:

@@ -223,7 +223,13 @@ class TestProcess:
         idle.close()
         broken.close()
 
-    def test_a_body_over_the_limit_is_refused_before_it_is_sent(self, process):
+    def test_a_client_that_sends_too_much_still_hears_so(self, process):
+        _, port, _ = process
+        for size in (2**20 + 1, 3 * 2**20):
+            reply = httpx.post(f"http://127.0.0.1:{port}/v1/predict", files={"files": ("a.png", bytes(size))})
+            assert reply.status_code == 413
+
+    def test_an_enormous_body_is_refused_before_it_is_sent(self, process):
         _, port, _ = process
         with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
             connection.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\n")

@@ -23,6 +23,9 @@ Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 COOKIE = "abn_token"
+_DRAINED = 4
+"""Bodies of refused requests are let in and thrown away up to this multiple of the largest that is taken."""
+
 _OPEN_PATHS = frozenset({"/healthz"})
 _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
@@ -88,6 +91,8 @@ class Guard:
             self._in_flight -= reserved
             if self._refused is not None and problem.status >= 400:
                 self._refused(problem.status)
+            if problem.status != 408:
+                await self._drain(receive, headers)
             await _answer(send, problem)
             return
         except ConnectionError:
@@ -175,6 +180,25 @@ class Guard:
                 return await self._read(receive)
         except TimeoutError:
             raise Refused(408, f"The body did not arrive within {self.limits.upload:.0f} s.") from None
+
+    async def _drain(self, receive: Receive, headers: dict[str, str]) -> None:
+        """Let the body of a refused request arrive, and keep nothing of it, unless it is enormous or slow.
+
+        A client that is still sending while the connection is closed loses the answer with it.
+        """
+        text = headers.get("content-length", "0")
+        left = int(text) if text.isascii() and text.isdigit() and len(text) < 18 else 0
+        if left > _DRAINED * self.limits.body:
+            return
+        try:
+            async with asyncio.timeout(min(10.0, self.limits.upload)):
+                while left > 0:
+                    message = await receive()
+                    left -= len(message.get("body", b""))
+                    if message["type"] == "http.disconnect" or not message.get("more_body"):
+                        return
+        except TimeoutError:
+            return
 
     async def _read(self, receive: Receive) -> bytes:
         parts, size = [], 0
