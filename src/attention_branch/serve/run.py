@@ -4,7 +4,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -37,7 +37,8 @@ def serve(
     allowed_hosts: Sequence[str] = (),
     limits: Limits | None = None,
     batch: int = 16,
-    device: str = "cpu",
+    device: str = "auto",
+    engine: str = "auto",
 ) -> None:
     """Serve a run, a saved network, a hub name or an ONNX file until interrupted.
 
@@ -49,7 +50,7 @@ def serve(
     folder = require_folder(annotations or home)
     listener = _listen(host, port)
     try:
-        predictor = load_predictor(run, device=device)
+        predictor = load_predictor(run, device=device, engine=engine, say=print)
         pictures = _pictures(run, predictor, images, data, split, limit)
         state = make_state(predictor, folder, limits=limits, batch=batch, pictures=pictures)
         app = application(state, host=host, allowed_hosts=allowed_hosts, token=token)
@@ -63,11 +64,26 @@ def serve(
     print("Stopped.", flush=True)
 
 
-def load_predictor(run: str | Path, *, device: str = "cpu") -> Predictor:
-    """Return the network behind a server: an ONNX file by onnxruntime, anything else by torch."""
-    from attention_branch.serve.torch_predictor import TorchPredictor
+def load_predictor(
+    run: str | Path, *, device: str = "cpu", engine: str = "torch", say: Callable[[str], None] | None = None
+) -> Predictor:
+    """Return the network behind a server: an ONNX file by onnxruntime, anything else by torch.
 
-    return TorchPredictor(run, device=device)
+    With the engine "onnxruntime" programs are answered by an ONNX file of the same network, made when the server
+    starts; "auto" does so on a processor, where onnxruntime is installed and the network can be exported.
+    """
+    if str(run).endswith(".onnx"):
+        from attention_branch.serve.onnx_predictor import OnnxPredictor
+
+        return OnnxPredictor(run)
+    from attention_branch.serve.torch_predictor import TorchPredictor, chosen_device
+
+    predictor = TorchPredictor(run, device=chosen_device(device))
+    if engine == "torch" or (engine == "auto" and predictor.model.device.type != "cpu"):
+        return predictor
+    from attention_branch.serve.accelerated import accelerated
+
+    return accelerated(predictor, Path(run), needed=engine == "onnxruntime", say=say or (lambda _: None))
 
 
 def make_state(
@@ -114,6 +130,8 @@ def _pictures(
         raise UserError("--images and --data both name pictures to go through; give one of them.")
     if images:
         return FolderPictures(images, predictor.facts)
+    if data is None and not Path(run).is_dir():
+        return None
     from attention_branch.serve.split_pictures import run_pictures
 
     return run_pictures(run, data, split, limit, predictor.facts)

@@ -1,0 +1,133 @@
+"""A file of `abn export` behind the server, run by onnxruntime; torch need not be installed."""
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from attention_branch import __version__
+from attention_branch.errors import UserError
+from attention_branch.explanations.resizing import resized
+from attention_branch.onnx_model import OnnxModel
+from attention_branch.serve.painting import highest, painted_over
+from attention_branch.serve.predictor import SINGLE, Answer, ByHead, ClassMap, Facts, probabilities
+
+_KINDS = {"attention": "attention", "attention-class": "class_evidence", "cam": "cam"}
+"""Methods, and the kind of output that each is read from."""
+
+
+class OnnxPredictor:
+    """An exported network. Its methods are those whose outputs the file has."""
+
+    def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
+        """Load a file; `UserError` where it is none of `abn export`."""
+        self.model = model = OnnxModel.load(path, threads=threads)
+        heads = model.heads or {SINGLE: int(model.num_classes or 0)}
+        names: Any = model.class_names
+        listed = names if isinstance(names, dict) else {SINGLE: names} if names else {}
+        self.facts = Facts(
+            name=model.name,
+            source=str(path),
+            weights_sha256=model.details["weights_sha256"],
+            mechanism=model.mechanism if model.is_abn else None,
+            classes={h: listed.get(h) or [str(index) for index in range(max(2, k))] for h, k in heads.items()},
+            multitask=model.heads is not None,
+            preprocessing=model.preprocessing,
+            map_range=model.map_range,
+            map_size=model.map_size if model.is_abn else None,
+            methods=[method for method, kind in _KINDS.items() if model.named(kind)],
+            question=self._why_no_question(),
+            engine="onnxruntime",
+            versions={
+                "attention-branch": __version__,
+                "onnxruntime": version("onnxruntime"),
+                "python": platform.python_version(),
+                **{f"{name} (export)": value for name, value in model.details["versions"].items()},
+            },
+        )
+
+    def _why_no_question(self) -> str | None:
+        if self.model.answers_given_maps:
+            return None
+        if not self.model.is_abn:
+            return "This network has no attention branch, so no map weights its features and none can be given."
+        return "This network was built as a control: its map is not applied, so another map changes nothing."
+
+    def predict(self, images: np.ndarray) -> list[Answer]:
+        """Answer normalised images (N, 3, H, W) float32."""
+        return self.answers(self.model.run(images))
+
+    def answers(self, found: dict[str, np.ndarray]) -> list[Answer]:
+        """Divide a batch's outputs by name into answers."""
+        count = len(next(iter(found.values())))
+        logits, second = self._by_head("logits", found), self._by_head("attention_logits", found)
+        maps = found.get("attention")
+        return [
+            Answer(
+                {head: values[row] for head, values in logits.items()},
+                {head: values[row] for head, values in second.items()} if second else None,
+                None if maps is None else maps[row],
+            )
+            for row in range(count)
+        ]
+
+    def _by_head(self, kind: str, found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {head or SINGLE: found[name] for head, name in self.model.named(kind).items()}
+
+    def open(self, image: np.ndarray) -> "OpenedByOnnx":
+        """Answer one normalised image (3, H, W) and keep its features."""
+        if self.model.answers_given_maps:
+            found, features = self.model.run_with_features(image[None])
+            return OpenedByOnnx(self, image, found, features)
+        return OpenedByOnnx(self, image, self.model.run(image[None]), None)
+
+
+class OpenedByOnnx:
+    """One image, every output of the file for it, and g(x) where a map can be given."""
+
+    def __init__(
+        self, predictor: OnnxPredictor, image: np.ndarray, found: dict[str, np.ndarray], features: np.ndarray | None
+    ) -> None:
+        self.predictor, self.image, self.found, self.features = predictor, image, found, features
+        self.answer = predictor.answers(found)[0]
+
+    def ask(self, maps: np.ndarray) -> ByHead:
+        """Return the logits (K,) by head under given maps (T, h, w)."""
+        assert self.features is not None
+        logits = self.predictor.model.answer(self.features, maps[None])
+        by_head = logits if isinstance(logits, dict) else {SINGLE: logits}
+        return {head: values[0] for head, values in by_head.items()}
+
+    def explain(self, method: str, head: str, index: int | None) -> ClassMap:
+        """Return the map of a method for a class (None: the predicted one); `UserError` where the file has none."""
+        own = self.answer.map_of(head)
+        if method == "attention" and own is not None:
+            return ClassMap(own, self.predictor.facts.map_range, "attention branch", True)
+        names = self.predictor.model.named(_KINDS.get(method, ""))
+        name = names.get(head if self.predictor.facts.multitask else None)
+        if name is None:
+            raise UserError(f"The file has no output for '{method}'; export it again with that output.")
+        logits = self.answer.logits[head]
+        chosen = int(probabilities(logits).argmax()) if index is None else index
+        values = self.found[name][0]
+        # One logit is a sigmoid: what speaks for class 1 speaks against class 0.
+        values = (values[0] if chosen else -values[0]) if len(values) == 1 else values[chosen]
+        return ClassMap(values, None, f"output '{name}'", False)
+
+    def without_highest(self, head: str) -> tuple[int, float] | None:
+        """Return class and probability with the map's highest region painted over; None for a map without slope."""
+        own = self.answer.map_of(head)
+        if own is None or own.max() - own.min() < 1e-6:
+            return None
+        mask = highest(resized(own.astype(np.float32), *self.image.shape[1:]))
+        left = self.predictor.predict(painted_over(self.image, mask)[None])[0]
+        shares = probabilities(left.logits[head])
+        return int(shares.argmax()), float(shares.max())
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the kept arrays take."""
+        kept = [self.image, *self.found.values()] + ([self.features] if self.features is not None else [])
+        return sum(int(values.nbytes) for values in kept)
