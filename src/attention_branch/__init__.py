@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from attention_branch import metrics
     from attention_branch.errors import UserError
     from attention_branch.explanations import Explanation, channel_weights, explain
+    from attention_branch.export import export
     from attention_branch.models import (
         ABNOutput,
         AttentionBranchNetwork,
@@ -37,6 +38,7 @@ __all__ = [
     "create_backbone",
     "create_model",
     "explain",
+    "export",
     "list_backbones",
     "load_model",
     "load_official",
@@ -49,6 +51,7 @@ lazy_names(
     {
         ".errors": ("UserError",),
         ".explanations": ("Explanation", "channel_weights", "explain"),
+        ".export": ("export",),
         ".metrics": (),
         ".models": (
             "ABNOutput",

@@ -14,6 +14,8 @@ from tyro.conf import Positional, arg
 
 from attention_branch import __version__
 from attention_branch.errors import UserError
+from attention_branch.export.command import export
+from attention_branch.light import without
 from attention_branch.reproduce.command import reproduce
 from attention_branch.serve.command import serve
 
@@ -321,17 +323,12 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "explain": explain,
     "compare": compare,
     "serve": serve,
+    "export": export,
     "reproduce": reproduce,
     "check": check,
     "models": models,
     "info": info,
 }
-
-
-# What attention-branch depends on and attention-branch-onnx, for machines without torch, does not.
-_FULL_ONLY = {
-    "torch", "torchvision", "timm", "lightning", "datasets", "safetensors", "huggingface_hub", "scipy", "sklearn",
-}  # fmt: skip
 
 
 def _names(listed: str | None) -> list[str] | None:
@@ -348,14 +345,6 @@ def _device(name: str) -> str:
     except (RuntimeError, AssertionError) as problem:
         raise UserError(f"The device '{name}' cannot be used here; try --device cpu.") from problem
     return name
-
-
-def _without(missing: str, command: str) -> str:
-    """Say what to do where a command needs what only the full package installs."""
-    return (
-        f"`abn {command}` needs {missing}, which is not installed here; install the full package (pip install . in the "
-        "folder of attention-branch). Without it, explain takes a network that was exported to ONNX: model.onnx."
-    )
 
 
 def _overview() -> None:
@@ -392,10 +381,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"abn: {problem}", file=sys.stderr)
         sys.exit(2)
     except ModuleNotFoundError as problem:
-        missing = (problem.name or "").partition(".")[0]
-        if missing not in _FULL_ONLY:
+        said = without(problem, arguments[0])
+        if said is None:
             raise
-        print(f"abn: {_without(missing, arguments[0])}", file=sys.stderr)
+        print(f"abn: {said}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("abn: interrupted.", file=sys.stderr)

@@ -183,3 +183,8 @@ def sha256(path: str | Path) -> str:
     """Return the SHA-256 of a file's bytes as hexadecimal."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of(content: bytes) -> str:
+    """Return the SHA-256 of bytes as hexadecimal."""
+    return hashlib.sha256(content).hexdigest()

@@ -227,8 +227,17 @@ def class_activation_map(done: HeadPass) -> Tensor | None:
     Returns None unless the scores are a linear layer's of the mean over A's positions, which is checked by computing
     them: only then is the map's mean (and the bias) the class score.
     """
-    activations = done.activations
-    pooled = activations[: len(done.images)].mean((2, 3))
+    found = classifier(done)
+    if found is None:
+        return None
+    weight, activations = found[0], done.activations
+    chosen = weight[done.classes] if weight.shape[0] > 1 else weight * (2 * done.classes - 1)[:, None]
+    return torch.einsum("nc,nchw->nhw", chosen.to(activations.dtype), activations)
+
+
+def classifier(done: HeadPass) -> tuple[Tensor, Tensor | None] | None:
+    """Return weight (K, C) and bias of the linear layer whose scores of the mean over A's positions are the answer."""
+    pooled = done.activations[: len(done.images)].mean((2, 3))
     for weight, bias in _classifiers(done):
         if weight.shape[1] != pooled.shape[1]:
             continue
@@ -239,8 +248,7 @@ def class_activation_map(done: HeadPass) -> Tensor | None:
         tolerance = 0.05 if min(torch.finfo(t.dtype).bits for t in (weight, pooled)) < 32 else 1e-3
         # Strictly less: a classifier of zeros explains nothing.
         if (expected - scores).norm() < tolerance * scores.norm():
-            chosen = weight[done.classes] if weight.shape[0] > 1 else weight * (2 * done.classes - 1)[:, None]
-            return torch.einsum("nc,nchw->nhw", chosen.to(activations.dtype), activations)
+            return weight, bias
     return None
 
 

@@ -173,7 +173,7 @@ def build(config: ModelConfig, *, pretrained: bool = False) -> Network:
     if config.name.partition(":")[0] == "interpretable":
         return _interpretable(config, pretrained)
     backbone = _backbone(config, total, pretrained)
-    _complete(config, backbone)
+    complete(config, backbone)
     if config.mechanism is None:
         return PlainNetwork(config, backbone)
     backbone.eval()
@@ -217,7 +217,7 @@ def _interpretable(config: ModelConfig, pretrained: bool) -> InterpretableNetwor
     assert config.num_classes is not None
     base = replace(config, name=config.name.partition(":")[2], backbone_options=rest)
     backbone = _backbone(base, config.num_classes, pretrained)
-    _complete(config, backbone)
+    complete(config, backbone)
     insert(backbone, config.name, config.num_classes, options, fresh=pretrained)
     side = 32 if base.name in SMALL else 64
     config.smallest_side = smallest_side(backbone, torch.zeros(1, 3, side, side))
@@ -230,7 +230,7 @@ def _attribute_system(config: ModelConfig, pretrained: bool) -> PlainNetwork:
     if name == "moon":
         plain = backbone_config(config)
         backbone = _backbone(plain, len(config.heads or "1"), pretrained)
-        _complete(plain, backbone)
+        complete(plain, backbone)
         config.preprocessing, config.fixed_size = config.preprocessing or plain.preprocessing, plain.fixed_size
         return Moon(config, backbone)
     if colon:
@@ -249,7 +249,7 @@ def _attribute_system(config: ModelConfig, pretrained: bool) -> PlainNetwork:
 
     create: dict[str, Any] = {"lnets-anet": create_lnets_anet, "panda": create_panda}
     model: Any = _call(name, lambda: create[name](config, heads, make, **config.backbone_options))
-    _complete(config, model.backbone)
+    complete(config, model.backbone)
     config.smallest_side = max(getattr(module, "smallest_side", 1) for module in model.modules())
     return model
 
@@ -313,7 +313,7 @@ def _call(name: str, create: Any, pretrained: bool = False) -> nn.Module:
         ) from problem
 
 
-def _complete(config: ModelConfig, backbone: Any) -> None:
+def complete(config: ModelConfig, backbone: Any) -> None:
     """Fill in the preprocessing and the sizes a backbone takes."""
     config_dict = timm.data.resolve_model_data_config(backbone)
     embed = getattr(backbone, "patch_embed", None)
