@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from attention_branch.data.augment import AUGMENTATIONS, BATCH_AUGMENTATIONS, DRAWS, PICTURE_AUGMENTATIONS, uniforms
 from attention_branch.data.dataset import ImageSet
+from attention_branch.data.maps import PictureMaps
 from attention_branch.errors import UserError, did_you_mean
 from attention_branch.hardware import usable_cores
 from attention_branch.models.preprocessing import Preprocessing
@@ -72,6 +73,45 @@ class BatchPlan(Sampler[tuple[int, list[int]]]):
         return self.count // self.batch_size
 
 
+class AnnotatedPlan(BatchPlan):
+    """Training batches of which `share` comes from some `chosen` samples, drawn again as often as that takes.
+
+    An epoch takes each of the other samples at most once. No batch holds more chosen samples than there are; where
+    they are more than that share of all, they keep their natural share.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        batch_size: int,
+        *,
+        chosen: np.ndarray,
+        share: float,
+        seed: int = 0,
+        num_replicas: int = 1,
+        rank: int = 0,
+    ) -> None:
+        self.chosen, self.others = np.asarray(chosen), np.setdiff1d(np.arange(count), chosen)
+        natural = len(self.chosen) / count
+        wanted = min(max(1, round(max(share, natural) * batch_size)), len(self.chosen), batch_size)
+        self.wanted = max(wanted, batch_size - len(self.others))
+        rest = batch_size - self.wanted
+        whole = len(self.others) // rest if rest else -(-len(self.chosen) // batch_size)
+        super().__init__(whole * batch_size, batch_size, train=True, seed=seed, num_replicas=num_replicas, rank=rank)
+
+    def order(self) -> np.ndarray:
+        """Return the epoch's sample numbers in order, mixed within each batch."""
+        random = np.random.default_rng([self.seed, self.epoch])
+        batches = self.count // self.batch_size
+        rounds = -(-batches * self.wanted // len(self.chosen))
+        drawn = np.concatenate([random.permutation(self.chosen) for _ in range(rounds)])
+        others = random.permutation(self.others)[: batches * (self.batch_size - self.wanted)]
+        together = np.concatenate(
+            [drawn[: batches * self.wanted].reshape(batches, -1), others.reshape(batches, -1)], axis=1
+        )
+        return random.permuted(together, axis=1).ravel()
+
+
 class _PictureCache:
     """Pictures at the network's size, kept once read, in memory that forked workers share."""
 
@@ -97,9 +137,15 @@ class _Batches(Dataset[dict[str, Any]]):
     """Draws whole batches of uint8 pictures; stateless, so that it may be copied into workers at any time."""
 
     def __init__(
-        self, images: ImageSet, preprocessing: Preprocessing, augment: str, seed: int, cache_bytes: int
+        self,
+        images: ImageSet,
+        preprocessing: Preprocessing,
+        augment: str,
+        seed: int,
+        cache_bytes: int,
+        maps: PictureMaps | None = None,
     ) -> None:
-        self.images, self.preprocessing, self.augment, self.seed = images, preprocessing, augment, seed
+        self.images, self.preprocessing, self.augment, self.seed, self.maps = images, preprocessing, augment, seed, maps
         targets = images.targets
         self.targets = targets if isinstance(targets, dict) else {"": targets}
         height, width = preprocessing.size
@@ -114,23 +160,26 @@ class _Batches(Dataset[dict[str, Any]]):
     def __getitem__(self, batch: tuple[int, list[int]]) -> dict[str, Any]:
         epoch, numbers = batch
         indices = np.asarray(numbers, dtype=np.int64)
+        draws = None if self.augment == "none" else uniforms(self.seed, epoch, indices, DRAWS)
         try:
-            pictures = self._pictures(epoch, indices)
+            pictures = self._pictures(indices, draws)
         except UserError as problem:
             # Raised in a worker, it would come back wrapped in a traceback; the loader raises it as it is.
             return {"error": str(problem)}
         targets = {head: torch.from_numpy(values[indices]) for head, values in self.targets.items()}
-        return {
+        found = {
             "images": torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))),
             "targets": targets if self.images.multitask else targets[""],
             "index": torch.from_numpy(indices),
         }
+        if self.maps is not None:
+            found["human_maps"], found["annotated"] = self.maps.batch(indices, draws)
+        return found
 
-    def _pictures(self, epoch: int, indices: np.ndarray) -> np.ndarray:
+    def _pictures(self, indices: np.ndarray, draws: np.ndarray | None) -> np.ndarray:
         """Return augmented pictures uint8 (N, H, W, 3)."""
-        if self.augment == "none":
+        if draws is None:
             return self._plain(indices)
-        draws = uniforms(self.seed, epoch, indices, DRAWS)
         if self.augment in BATCH_AUGMENTATIONS:
             return BATCH_AUGMENTATIONS[self.augment](self._plain(indices), draws)
         change = PICTURE_AUGMENTATIONS[self.augment]
@@ -197,13 +246,16 @@ def make_loader(
     rank: int | None = None,
     normalized: bool = True,
     cache_bytes: int = CACHE_BYTES,
+    maps: PictureMaps | None = None,
+    annotated_share: float = 0.0,
 ) -> ImageLoader:
     """Return batches {"images": (N, 3, H, W), "targets": int64 (N,) or {head: (N,)}, "index": int64 (N,)}.
 
     Images are float32 and normalised, or uint8 with `normalized=False` (for a device that normalises them itself).
     `train=True` shuffles by (seed, epoch) and drops the last incomplete batch; a set smaller than one batch makes one.
     `batch_size` counts all processes together; `num_replicas` and `rank` are those of torch.distributed when it runs.
-    `workers=None` chooses: none for pictures already in memory or small enough to be kept there.
+    `workers=None` chooses: none for pictures already in memory or small enough to be kept there. With `maps` a batch
+    also holds "human_maps" (N, T, h, w) and "annotated", bool (N, T), and in training `annotated_share` of it has maps.
     """
     if augment not in AUGMENTATIONS:
         known = ", ".join(AUGMENTATIONS)
@@ -226,8 +278,13 @@ def make_loader(
         )
     if train:
         batch_size = min(batch_size, len(image_set) // num_replicas * num_replicas)
-    batches = _Batches(image_set, preprocessing, augment, seed, cache_bytes)
-    plan = BatchPlan(len(image_set), batch_size, train=train, seed=seed, num_replicas=num_replicas, rank=rank)
+    batches = _Batches(image_set, preprocessing, augment, seed, cache_bytes, maps)
+    given: dict[str, Any] = {"seed": seed, "num_replicas": num_replicas, "rank": rank}
+    plan = (
+        AnnotatedPlan(len(image_set), batch_size, chosen=maps.indices, share=annotated_share, **given)
+        if train and maps is not None
+        else BatchPlan(len(image_set), batch_size, train=train, **given)
+    )
     return ImageLoader(batches, plan, normalized=normalized, workers=_workers(batches) if workers is None else workers)
 
 

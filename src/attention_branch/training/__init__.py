@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attention_branch.training.arguments import parse_train_arguments
+from attention_branch.training.arguments import human_map_settings, parse_train_arguments
 from attention_branch.training.config import TrainConfig
 from attention_branch.training.recipes import RECIPES, recipe
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from attention_branch.data import DataSet
 
-__all__ = ["RECIPES", "TrainConfig", "parse_train_arguments", "recipe", "train"]
+__all__ = ["RECIPES", "TrainConfig", "human_map_settings", "parse_train_arguments", "recipe", "train"]
 
 
 def train(

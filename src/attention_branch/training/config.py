@@ -20,11 +20,25 @@ class TrainConfig:
     """Named settings to start from: default, finetune, digits; as published: cifar, cifar-resnet110, cifar-wrn,
     cifar-densenet, cifar-resnext, cifar-attention, svhn, imagenet, imagenet-vgg, imagenet-attention, compcars, celeba,
     moon, facetracer, panda, lnets-anet; cifar-modern, svhn-modern, imagenet-modern, imagenet-vgg-modern,
-    compcars-modern, celeba-modern. Other options override them."""
+    compcars-modern, celeba-modern; with --from: human-maps. Other options override them."""
     out: str | None = None
     """Run folder to write. Left out: runs/MODEL-DATA, with a number added when that is taken."""
     resume: str | None = None
     """Run folder to continue. Its settings are taken over; DATA and other options may be left out."""
+    start: Annotated[str | None, tyro.conf.arg(name="from")] = None
+    """Run, saved network or hub name to start from, to teach it human maps (needs annotations). Network, data, split
+    and augmentation are its own unless given."""
+    annotations: str | None = None
+    """Folder of human maps (images/, maps/, annotations/) that the network's own maps are pulled towards."""
+    map_weight: float = 1.0
+    """Weight of the distance between the network's map and the one it should have (the paper's gamma), beside the two
+    cross-entropies."""
+    keep_weight: float = 1.0
+    """Share of map_weight for images without annotation, whose maps are held where they were before; 0 lets them go."""
+    annotated_share: float = 0.5
+    """Share of each batch that is drawn from the annotated images, however few they are."""
+    train_extractor: bool = False
+    """With human maps: train the feature extractor too, and not the attention and perception branch alone."""
 
     model: str = "resnet18"
     """Backbone: a timm name or a 32-pixel family; `abn models` lists them."""
@@ -178,6 +192,7 @@ def check_settings(config: TrainConfig) -> None:
         raise UserError(f"warmup_epochs is {config.warmup_epochs}, longer than the {config.epochs} epochs of training.")
     _check_map(config)
     _check_guided(config)
+    _check_human_maps(config)
     if config.resume and config.out and Path(config.resume).resolve() != Path(config.out).resolve():
         raise UserError(f"A continued run writes to its own folder '{config.resume}'; leave out '{config.out}'.")
 
@@ -228,6 +243,39 @@ def _check_guided(config: TrainConfig) -> None:
             f"guided cutmix and {name} would both mix the labels; leave one of them out (guided crop and drop go "
             f"together with {name})."
         )
+
+
+def _check_human_maps(config: TrainConfig) -> None:
+    if config.start is None and config.annotations is None:
+        plain = TrainConfig()
+        for name in ("map_weight", "keep_weight", "annotated_share", "train_extractor"):
+            if getattr(config, name) != getattr(plain, name):
+                raise UserError(f"{name} is {getattr(config, name)}, but there are no human maps; add --annotations.")
+        if config.recipe == "human-maps":
+            raise UserError("The recipe human-maps needs --from RUN and --annotations DIR.")
+        return
+    if config.start is None:
+        raise UserError(f"annotations is '{config.annotations}', but no network to start from; add --from RUN.")
+    if config.annotations is None:
+        raise UserError(f"--from is '{config.start}', but no human maps are named; add --annotations DIR.")
+    for name in ("map_weight", "keep_weight"):
+        if not 0 <= getattr(config, name) < float("inf"):
+            raise UserError(f"{name} is {getattr(config, name)}; it must be 0 or more.")
+    if not 0 < config.annotated_share <= 1:
+        raise UserError(f"annotated_share is {config.annotated_share}; it must be above 0 and at most 1.")
+    for name, value, off in (
+        ("mixup", config.mixup, 0.0), ("cutmix", config.cutmix, 0.0), ("guided", config.guided, "none"),
+    ):  # fmt: skip
+        if value != off:
+            raise UserError(f"{name} is {value}, but a changed picture no longer fits its human map; leave it out.")
+    if config.baseline or config.map_form != "sigmoid" or config.map_control != "own" or config.mechanism == "none":
+        what = (
+            "baseline has no map" if config.baseline
+            else "mechanism none applies no map, so that no map can change the answer" if config.mechanism == "none"
+            else f"map_control {config.map_control} has no map of its own" if config.map_control != "own"
+            else "a map of the form sum-log has no upper bound to hold a human map of 0 to 1 against"
+        )  # fmt: skip
+        raise UserError(f"annotations is '{config.annotations}', but {what}; start from another network.")
 
 
 def read_model_options(options: tuple[str, ...]) -> dict[str, Any]:

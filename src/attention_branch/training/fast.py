@@ -93,6 +93,8 @@ class FastTrainer:
     def _check(self, train: ResidentImages | ImageSet) -> None:
         if self.config.accumulate != 1:
             raise UserError("The fast path takes a batch at once; leave accumulate out.")
+        if self.config.annotations is not None:
+            raise UserError("The fast path takes no human maps; leave annotations out, or use train().")
         if not isinstance(train, ResidentImages):
             return
         if train.device.type != self.device.type:

@@ -77,6 +77,8 @@ class Journal(Checkpoint):
             self.best["validation_accuracy"],
             -self.best["validation_loss"],
         )
+        # With human maps the last epoch counts: validation pictures may hold the very hint that the maps take away.
+        better = better or module.teacher is not None
         line["best"] = better
         if better:
             self.best = {key: value for key, value in line.items() if key == "epoch" or key.startswith("validation_")}
@@ -110,6 +112,8 @@ class Journal(Checkpoint):
         }
         line |= {f"train_{name}": value for name, value in module.train_tally.read(many).items()}
         line |= {f"validation_{name}": value for name, value in module.validation_tally.read(many).items()}
+        if module.teacher is not None:
+            line |= module.teacher.figures(many)
         if not all(math.isfinite(value) for value in line.values()):
             raise UserError(
                 f"The validation loss is not finite after epoch {line['epoch']} (learning rate {line['lr']:.3g}); "
@@ -155,6 +159,8 @@ class Journal(Checkpoint):
             parts.append(f"attention branch {line['validation_attention_accuracy']:.1%}")
         if "map_mean" in line:
             parts.append(f"map {line['map_low']:.2f} to {line['map_high']:.2f}")
+        if "train_map_annotated" in line:
+            parts.append(f"from the human maps {line['train_map_annotated']:.2f}")
         parts += [f"{line['images_per_second']:.0f} images/s", f"{_duration(left)} left"]
         say = trainer.progress_bar_callback.print if trainer.progress_bar_callback else print
         say("  ".join(parts) + (" *" if line["best"] else ""))

@@ -11,7 +11,8 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor
 
 from attention_branch.errors import UserError
-from attention_branch.models import ABNOutput, abn_loss
+from attention_branch.models import ABNOutput, AttentionBranchNetwork, abn_loss
+from attention_branch.training.annotated import MapTeacher, extractor_parts
 from attention_branch.training.building import Trainable
 from attention_branch.training.config import TrainConfig
 from attention_branch.training.guided import guide_batch, make_guide, mix_guided
@@ -34,9 +35,20 @@ class Classifier(L.LightningModule):
     different counts, and their mean would not be the global batch's.
     """
 
-    def __init__(self, model: Trainable, config: TrainConfig, steps_per_epoch: int, *, gather: bool = False) -> None:
+    def __init__(
+        self,
+        model: Trainable,
+        config: TrainConfig,
+        steps_per_epoch: int,
+        *,
+        gather: bool = False,
+        teacher: MapTeacher | None = None,
+    ) -> None:
         super().__init__()
         self.model, self.config, self.steps_per_epoch, self.gather = model, config, steps_per_epoch, gather
+        # The teacher is no module: its frozen network belongs neither to the optimiser nor to a checkpoint.
+        self.teacher = teacher
+        self.frozen = self._freeze() if teacher is not None and not config.train_extractor else []
         self.average = ModelEmaV3(model, decay=config.ema, use_warmup=True) if config.ema else None
         self.guide = make_guide(config, model, self.average.module if self.average is not None else None)
         if config.compile:
@@ -45,6 +57,13 @@ class Classifier(L.LightningModule):
         self.maps: list[Tensor] = []
         self.bad_step: Tensor | None = None
         self.stepped = -1
+
+    def _freeze(self) -> list[str]:
+        assert isinstance(self.model, AttentionBranchNetwork)
+        modules, parameters = extractor_parts(self.model)
+        for name in parameters:
+            self.model.get_parameter(name).requires_grad_(False)
+        return modules
 
     @property
     def evaluated(self) -> Trainable:
@@ -62,8 +81,15 @@ class Classifier(L.LightningModule):
         images = self.model.preprocessing.normalize(batch["images"])
         return batch | {"images": images.contiguous(memory_format=torch.channels_last)}
 
+    def on_fit_start(self) -> None:
+        """Bring the teacher's network to the device."""
+        if self.teacher is not None:
+            self.teacher.to(self.device)
+
     def on_train_epoch_start(self) -> None:
-        """Start the epoch's random state and tallies anew."""
+        """Start the epoch's random state and tallies anew; what is frozen answers as in evaluation."""
+        for name in self.frozen:
+            self.model.get_submodule(name).eval()
         self.train_tally.reset(self.device)
         self.bad_step = torch.full((), float("inf"), device=self.device)
         self.stepped = self.global_step
@@ -94,7 +120,12 @@ class Classifier(L.LightningModule):
             assert self.bad_step is not None
             step = torch.where(torch.isfinite(losses.total), float("inf"), float(batch_idx))
             torch.minimum(self.bad_step, step, out=self.bad_step)
-        return losses.total
+        if self.teacher is None:
+            return losses.total
+        assert isinstance(output, ABNOutput)
+        return losses.total + self.teacher.loss(
+            output.attention, batch["images"], batch["human_maps"], batch["annotated"]
+        )
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Average the weights after an optimiser step; look now and then whether the loss is finite."""
@@ -118,6 +149,8 @@ class Classifier(L.LightningModule):
         self.validation_tally.add(output, batch["targets"], abn_loss(output, batch["targets"]))
         if isinstance(output, ABNOutput) and sum(map(len, self.maps)) < SEEN_MAPS:
             self.maps.append(output.attention.float().cpu())
+        if self.teacher is not None and isinstance(output, ABNOutput):
+            self.teacher.compare(output.attention, batch["images"])
 
     def check_finite(self) -> None:
         """Stop all processes together with a `UserError` when a loss of this epoch was not finite."""

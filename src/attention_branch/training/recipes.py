@@ -258,6 +258,18 @@ RECIPES: dict[str, TrainConfig] = {
         label_smoothing=0.1,
         augment="none",
     ),
+    # For a trained network and a folder of human maps (--from, --annotations).
+    "human-maps": TrainConfig(
+        recipe="human-maps",
+        epochs=5,
+        batch_size=64,
+        optimizer="adamw",
+        lr=1e-3,
+        weight_decay=0.05,
+        warmup_epochs=0.2,
+        gradient_clip=None,
+        augment="none",
+    ),
     # For constructed data of several heads (mosaics, grouped classes) in the place of CelebA and Comp-Cars: the CIFAR
     # settings, a fifth as long. The number of heads divides the rate where it is used (`reproduce/plan.py`).
     "constructed": replace(

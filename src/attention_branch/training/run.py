@@ -20,21 +20,15 @@ Two nodes of eight GPUs, the same line on each; under SLURM Lightning reads the 
 Continue after a stop of any kind: abn train --resume runs/two-nodes
 """
 
-import dataclasses
 import importlib.util
 import inspect
 import logging
 import os
-import platform
 import shlex
-import shutil
 import signal
-import statistics
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -50,9 +44,8 @@ from torch.nn.parallel import DistributedDataParallel
 from attention_branch.data import DataSet, ImageLoader, make_loader, open_data
 from attention_branch.data.opening import run_name
 from attention_branch.errors import UserError
-from attention_branch.files import write_json
 from attention_branch.models import PlainNetwork
-from attention_branch.models.registry import stands_alone
+from attention_branch.training.annotated import START, Lesson, MapTeacher, open_lesson
 from attention_branch.training.arguments import read_run
 from attention_branch.training.building import Trainable, make_model
 from attention_branch.training.checkpoints import CheckpointFiles
@@ -62,6 +55,7 @@ from attention_branch.training.guided import check_guide
 from attention_branch.training.journal import CHECKPOINT, Journal, read_metrics
 from attention_branch.training.module import Classifier
 from attention_branch.training.normalization import synchronize_batchnorm
+from attention_branch.training.run_record import announce, summarize, write_config
 
 
 class EpochBatches:
@@ -100,22 +94,27 @@ def train(
     torch.manual_seed(config.seed)
     if is_fitted(config.model):
         return _fit_in_stages(config, data, folder, previous, device)
-    model = make_model(config, data)
+    lesson = open_lesson(config, data, folder, previous)
+    model = make_model(config, data) if lesson is None else lesson.model
     check_guide(config, model)
     trainer, world = make_trainer(config, folder, device)
     _check_processes(config, data, world)
-    loaders = make_loaders(config, data, model, trainer)
+    loaders = make_loaders(config, data, model, trainer, lesson)
     batches = EpochBatches(loaders[0], config.accumulate)
     batches.trainer = trainer
     journal = Journal(folder, data, config.maps, config.tensorboard)
     trainer.callbacks += [*callbacks, journal]
     if first:
-        _announce(config, data, model, folder, world)
-        _write_config(config, folder, data, model, previous)
+        announce(config, data, model, folder, world)
+        write_config(config, folder, data, model, previous, lesson.record if lesson else None)
+        if lesson:
+            print(lesson.sentence(), flush=True)
+            lesson.start.save_pretrained(folder / START)
     on_gpu = trainer.strategy.root_device.type == "cuda"
     if world > 1 and config.sync_batchnorm:
         synchronize_batchnorm(model, on_gpu)
-    targets = data.train.targets if data.train else {}
+    train_set = lesson.train if lesson else data.train
+    targets = train_set.targets if train_set else {}
     columns = targets.values() if isinstance(targets, dict) else [targets]
     missing = any(bool((np.asarray(column) < 0).any()) for column in columns)
     module = Classifier(
@@ -123,11 +122,12 @@ def train(
         config,
         len(batches) // config.accumulate,
         gather=world > 1 and missing,
+        teacher=MapTeacher(lesson.start, weight=config.map_weight, keep=config.keep_weight) if lesson else None,
     )
     checkpoint = folder / CHECKPOINT
     _fit(trainer, module, batches, loaders[1], checkpoint if config.resume and checkpoint.exists() else None, journal)
     if first:
-        _summarize(folder, model, config)
+        summarize(folder, model, config)
     return folder
 
 
@@ -144,8 +144,8 @@ def _fit_in_stages(
     check = FITTERS[config.model.partition(":")[0]].check
     if check is not None:
         check(config, data, model)
-    _announce(config, data, model, folder, 1)
-    _write_config(config, folder, data, model, previous)
+    announce(config, data, model, folder, 1)
+    write_config(config, folder, data, model, previous)
     fit(config, data, model, folder, chosen)
     return folder
 
@@ -159,7 +159,7 @@ def _rank() -> int:
 
 
 def _free_folder(config: TrainConfig) -> Path:
-    name = f"{config.model}-{run_name(config.data)}"
+    name = f"{Path(config.start).name}-corrected" if config.start else f"{config.model}-{run_name(config.data)}"
     name = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name)
     folder, number = Path("runs") / name, 1
     while folder.exists() and _rank() == 0:
@@ -291,7 +291,7 @@ def _check_processes(config: TrainConfig, data: DataSet, world: int) -> None:
 
 
 def make_loaders(
-    config: TrainConfig, data: DataSet, model: Trainable, trainer: L.Trainer
+    config: TrainConfig, data: DataSet, model: Trainable, trainer: L.Trainer, lesson: Lesson | None = None
 ) -> tuple[ImageLoader, ImageLoader]:
     """Return the batches of training and of validation."""
     assert data.train is not None
@@ -309,7 +309,16 @@ def make_loaders(
         "normalized": False,
     }
     return (
-        make_loader(data.train, model.preprocessing, piece, train=True, augment=config.augment, **shared),
+        make_loader(
+            lesson.train if lesson else data.train,
+            model.preprocessing,
+            piece,
+            train=True,
+            augment=config.augment,
+            maps=lesson.maps if lesson else None,
+            annotated_share=config.annotated_share,
+            **shared,
+        ),
         make_loader(validation, model.preprocessing, piece, train=False, **shared),
     )
 
@@ -338,60 +347,3 @@ def fit_network(trainer: L.Trainer, module: Classifier, batches: Any, validation
             trainer.fit(module, batches, validation, ckpt_path=checkpoint, weights_only=True)
     finally:
         signal.signal(signal.SIGINT, previous)
-
-
-def _announce(config: TrainConfig, data: DataSet, model: Trainable, folder: Path, world: int) -> None:
-    assert data.train is not None
-    assert data.validation is not None
-    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    kind = "" if model.is_abn or stands_alone(config.model) else " without a branch"
-    test = f", {len(data.test)} test (not touched)" if data.test else ""
-    print(
-        f"{config.model}{kind}, {millions:.3f} M parameters, on {config.data}: "
-        f"{len(data.train)} training and {len(data.validation)} validation images{test}; {world} process"
-        f"{'es' if world > 1 else ''}; writing to {folder}",
-        flush=True,
-    )
-    if data.left_out:
-        name, reason = data.left_out[0]
-        print(f"Left out {len(data.left_out)} images that cannot be read, the first: {name} ({reason}).", flush=True)
-
-
-def _write_config(
-    config: TrainConfig, folder: Path, data: DataSet, model: Trainable, previous: dict[str, Any] | None
-) -> None:
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    names = ("attention-branch", "torch", "torchvision", "timm", "lightning", "numpy")
-    record: dict[str, Any] = {
-        "settings": dataclasses.asdict(config) | {"resume": None, "out": str(folder)},
-        "data": data.record(),
-        "model": model.config.to_dict(),
-        "versions": {name: version(name) for name in names} | {"python": platform.python_version()},
-        "command": shlex.join(sys.argv),
-        "started": previous["started"] if previous else now,
-        "resumed": [*previous.get("resumed", []), now] if previous else [],
-    }
-    if previous:
-        for place in (folder, *(folder / name for name in ("checkpoints", "maps", "guided", "stages"))):
-            for left in place.glob(".*"):  # what a kill left of an unfinished write
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
-    write_json(folder / "config.json", record)
-
-
-def _summarize(folder: Path, model: Trainable, config: TrainConfig) -> None:
-    lines = read_metrics(folder)
-    best = max(lines, key=lambda line: (line["validation_accuracy"], -line["validation_loss"]))
-    summary = {key: best[key] for key in best if key.startswith("validation_")} | {
-        "epochs": len(lines),
-        "best_epoch": best["epoch"],
-        "seconds": round(sum(line["seconds"] for line in lines), 1),
-        "images_per_second": statistics.median(line["images_per_second"] for line in lines),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "alarm": lines[-1].get("alarm"),
-        "seed": config.seed,
-    }
-    write_json(folder / "summary.json", summary)
-    print(
-        f"Best of {len(lines)} epochs: {best['epoch'] + 1}, validation accuracy {best['validation_accuracy']:.1%}.",
-        flush=True,
-    )
