@@ -1,0 +1,220 @@
+"""Do human maps mend a network that was led astray? Without a human: the digits' true masks in their place.
+
+    python benchmarks/human_maps.py tune runs/human-maps
+    python benchmarks/human_maps.py study runs/human-maps --seeds 0 1 2
+    python benchmarks/human_maps.py summary runs/human-maps
+
+A network learns digits on which a small mark gives the class away. 100 of its training pictures are annotated with the
+digit's true mask (`write_annotation`), and `abn train --from RUN --annotations DIR` goes on from it, arm by arm. Each
+network is then measured on digits of the test split that it never saw: without a mark, with a mark that says nothing,
+with the mark as in training. `tune` tries settings on seed 100 and measures on the validation split, whose digits and
+photos are none of test's; nothing is chosen by the test split. A run that is there is not repeated.
+"""
+
+import argparse
+import datetime
+import io
+import json
+import platform
+import shlex
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from attention_branch.annotations import write_annotation
+from attention_branch.data import ImageSet, open_data
+from attention_branch.data.digits import DigitSource
+from attention_branch.data.marks import TELLS, Mark
+from attention_branch.files import write_json
+from attention_branch.hardware import processor
+from attention_branch.metrics import EnergyPointingGame, PointingGame
+from attention_branch.models import load_model
+from attention_branch.training import human_map_settings, recipe, train
+
+DATA = "digits:train=8000,mark={mark}"
+BASE: dict[str, Any] = {"image_size": 32, "epochs": 10, "maps": 0}
+ARMS: dict[str, dict[str, Any]] = {
+    "maps": {},
+    "no maps": {"map_weight": 0.0},
+    "wrong maps": {},
+    "maps, extractor too": {"train_extractor": True},
+    "no maps, extractor too": {"map_weight": 0.0, "train_extractor": True},
+    "maps, others held": {"keep_weight": 1.0},
+}
+RECORDS = Path(__file__).parent / "records" / f"{datetime.date.today():%Y-%m-%d}-human-maps"
+
+
+def annotate(folder: Path, images: ImageSet, count: int, seed: int, *, wrong: bool = False) -> None:
+    """Write the digits' masks of some training pictures as annotations; `wrong` moves each by half the picture."""
+    for index in np.sort(np.random.default_rng(seed).permutation(len(images))[:count]):
+        sample = images[int(index)]
+        assert sample.mask is not None
+        file = io.BytesIO()
+        sample.image.save(file, "PNG")
+        height, width = sample.mask.shape
+        mask = np.roll(sample.mask, (height // 2, width // 2), (0, 1)) if wrong else sample.mask
+        record = {"source": sample.id, "tool": "benchmarks/human_maps.py"}
+        write_annotation(folder, file.getvalue(), mask, label=images.tasks["label"][int(sample.target)], record=record)
+
+
+def sets(seed: int, split: str, mark: str) -> dict[str, ImageSet]:
+    """Return a split's digits by what the mark says; the digits and photos of the three are the same."""
+    size = {"validation": 1000, "test": 2000}[split]
+    targets, tasks = {"label": np.arange(size) % 10}, {"label": tuple("0123456789")}
+    return {tells: ImageSet(DigitSource(seed, split, size, Mark(mark, tells)), targets, tasks) for tells in TELLS}
+
+
+class Measured:
+    """Pictures with their masks as tensors, made once for all networks of a seed."""
+
+    def __init__(self, images: ImageSet, preprocessing: Any) -> None:
+        source = images.source
+        assert isinstance(source, DigitSource)
+        pictures = source.pixels()
+        self.pictures = torch.stack([preprocessing.tensor(images.image(index)) for index in range(len(images))])
+        self.targets = torch.as_tensor(np.asarray(images.targets))
+        self.digits = np.stack([source.mask(row) for row in range(len(pictures))])
+        self.marks = np.stack([source.mark(row) for row in range(len(pictures))])
+
+
+@torch.no_grad()
+def answers(model: Any, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the predictions of both branches and the maps (N, h, w)."""
+    found = [model(pictures[start : start + 250]) for start in range(0, len(pictures), 250)]
+    logits, branch, maps = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return logits.argmax(1), branch.argmax(1), maps[:, 0]
+
+
+def measure(model: Any, before: Any, measured: dict[str, Measured]) -> dict[str, Any]:
+    """Return accuracies by what the mark says, where the maps lie, and how much they changed."""
+    result: dict[str, Any] = {}
+    for tells, one in measured.items():
+        predicted, branch, maps = answers(model, one.pictures)
+        figures: dict[str, float] = {
+            "accuracy": (predicted == one.targets).double().mean().item(),
+            "attention_accuracy": (branch == one.targets).double().mean().item(),
+            "map_mean": maps.mean().item(),
+        }
+        places = {"digit": one.digits} | ({"mark": one.marks} if tells != "none" else {})
+        for name, masks in places.items():
+            for metric, title in ((PointingGame(), f"at_{name}"), (EnergyPointingGame(), f"mass_on_{name}")):
+                metric.update(None, None, maps, None, masks)
+                figures[title] = float(metric.compute().mean)
+        figures["area_of_digit"] = float(one.digits.mean())
+        _, _, was = answers(before, one.pictures)
+        figures["map_change"] = (maps - was).abs().mean().item()
+        result[tells] = figures
+    return result
+
+
+def base(out: Path, seed: int, mechanism: str, mark: str) -> Path:
+    """Train the network that is led astray, or return the one that is there."""
+    folder = out / f"{mark}-{mechanism}-seed{seed}"
+    if not (folder / "summary.json").exists():
+        data = DATA.format(mark=mark)
+        config = recipe("digits", data=data, seed=seed, mechanism=mechanism, out=str(folder), **BASE)
+        train(config, device="cpu")
+    return folder
+
+
+def annotated(out: Path, seed: int, mark: str, count: int, *, wrong: bool = False) -> Path:
+    """Write the annotations, or return those that are there."""
+    folder = out / f"annotations-{mark}-seed{seed}-{count}{'-wrong' if wrong else ''}"
+    if not (folder / "done").exists():
+        images = open_data(DATA.format(mark=mark), seed=seed).train
+        assert images is not None
+        annotate(folder, images, count, seed, wrong=wrong)
+        (folder / "done").touch()
+    return folder
+
+
+def one_arm(
+    out: Path, arm: str, seed: int, mechanism: str, mark: str, count: int, split: str, changes: dict[str, Any]
+) -> None:
+    """Fine-tune, measure and write one record, unless it is there."""
+    title = f"{split}-{mark}-{mechanism}-seed{seed}-{arm.replace(', ', '-').replace(' ', '-')}"
+    if changes:
+        title += "-" + "-".join(f"{name}={value}" for name, value in changes.items())
+    path = out / "results" / f"{title}.json"
+    if path.exists():
+        return
+    run = base(out, seed, mechanism, mark)
+    started = load_model(run)
+    measured = {tells: Measured(images, started.preprocessing) for tells, images in sets(seed, split, mark).items()}
+    record: dict[str, Any] = {"arm": arm, "seed": seed, "mechanism": mechanism, "mark": mark, "split": split}
+    began = time.perf_counter()
+    if arm != "before":
+        maps = annotated(out, seed, mark, count, wrong=arm == "wrong maps")
+        given = {"maps": 0} | ARMS[arm] | changes
+        run = train(human_map_settings(run, maps, out=str(out / "runs" / title), **given), device="cpu")
+        lines = (run / "metrics.jsonl").read_text().splitlines()
+        settings = json.loads((run / "config.json").read_text())["settings"]
+        record |= {"annotated": count, "settings": settings, "last_epoch": json.loads(lines[-1])}
+    record |= {"seconds": time.perf_counter() - began, "measured": measure(load_model(run), started, measured)}
+    write_json(path, record | {"machine": machine()})
+    print(title, json.dumps({name: round(one["accuracy"], 3) for name, one in record["measured"].items()}), flush=True)
+
+
+def machine() -> dict[str, str]:
+    """Return what the run was made on and with."""
+    names = ("torch", "lightning", "timm", "numpy")
+    versions = {name: version(name) for name in names} | {"python": platform.python_version()}
+    return {"processor": processor(), "threads": str(torch.get_num_threads()), **versions}
+
+
+FIGURES = (
+    ("none", "accuracy"), ("random", "accuracy"), ("class", "accuracy"), ("none", "at_digit"),
+    ("none", "mass_on_digit"), ("random", "at_digit"), ("random", "mass_on_digit"), ("random", "at_mark"),
+    ("random", "mass_on_mark"), ("class", "map_change"),
+)  # fmt: skip
+
+
+def summary(out: Path, split: str) -> dict[str, Any]:
+    """Gather the records: for each network and arm the mean over seeds, and each seed's figures."""
+    table: dict[str, Any] = {}
+    for path in sorted((out / "results").glob(f"{split}-*.json")):
+        record = json.loads(path.read_text())
+        name = path.stem.replace(f"-seed{record['seed']}", "").removeprefix(f"{split}-")
+        table.setdefault(name, {})[record["seed"]] = {
+            f"{tells}.{figure}": record["measured"][tells][figure] for tells, figure in FIGURES
+        }
+    for name, seeds in table.items():
+        means = {key: float(np.mean([one[key] for one in seeds.values()])) for key in next(iter(seeds.values()))}
+        print(f"{name} (n {len(seeds)})", json.dumps({key: round(value, 3) for key, value in means.items()}))
+    return table
+
+
+def main() -> None:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("tune", "study", "summary"))
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+", default=["before", "maps", "no maps"], choices=("before", *ARMS))
+    parser.add_argument("--mechanisms", nargs="+", default=["product"])
+    parser.add_argument("--mark", default="colour")
+    parser.add_argument("--annotated", type=int, default=100)
+    parser.add_argument("--set", nargs="*", default=[], help="settings of the fine-tuning, NAME=VALUE")
+    options = parser.parse_args()
+    torch.set_num_threads(1)  # the study was made two runs at a time
+    changes = {name: json.loads(value) for name, _, value in (one.partition("=") for one in options.set)}
+    split, seeds = ("validation", [100]) if options.what == "tune" else ("test", options.seeds)
+    if options.what == "summary":
+        found = summary(options.out, split)
+        RECORDS.mkdir(parents=True, exist_ok=True)
+        write_json(RECORDS / "summary.json", {"figures": found, "machine": machine(), "command": shlex.join(sys.argv)})
+        return
+    for seed in seeds:
+        for mechanism in options.mechanisms:
+            for arm in options.arms:
+                mine = {} if arm == "before" else changes
+                one_arm(options.out, arm, seed, mechanism, options.mark, options.annotated, split, mine)
+
+
+if __name__ == "__main__":
+    main()
