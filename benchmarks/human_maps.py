@@ -37,7 +37,7 @@ from attention_branch.models import load_model
 from attention_branch.training import human_map_settings, recipe, train
 
 DATA = "digits:train=8000,mark={mark}"
-BASE: dict[str, Any] = {"image_size": 32, "epochs": 10, "maps": 0}
+BASE: dict[str, Any] = {"image_size": 32, "epochs": 16, "lr": 0.05, "maps": 0}
 ARMS: dict[str, dict[str, Any]] = {
     "maps": {},
     "no maps": {"map_weight": 0.0},
@@ -137,7 +137,7 @@ def one_arm(
     out: Path, arm: str, seed: int, mechanism: str, mark: str, count: int, split: str, changes: dict[str, Any]
 ) -> None:
     """Fine-tune, measure and write one record, unless it is there."""
-    title = f"{split}-{mark}-{mechanism}-seed{seed}-{arm.replace(', ', '-').replace(' ', '-')}"
+    title = f"{split}-{mark}-{mechanism}-{count}-seed{seed}-{arm.replace(', ', '-').replace(' ', '-')}"
     if changes:
         title += "-" + "-".join(f"{name}={value}" for name, value in changes.items())
     path = out / "results" / f"{title}.json"
@@ -150,7 +150,7 @@ def one_arm(
     began = time.perf_counter()
     if arm != "before":
         maps = annotated(out, seed, mark, count, wrong=arm == "wrong maps")
-        given = {"maps": 0} | ARMS[arm] | changes
+        given = {"maps": 0} | changes | ARMS[arm]
         run = train(human_map_settings(run, maps, out=str(out / "runs" / title), **given), device="cpu")
         lines = (run / "metrics.jsonl").read_text().splitlines()
         settings = json.loads((run / "config.json").read_text())["settings"]

@@ -76,8 +76,11 @@ def test_commands_parse(page, monkeypatch):
         command, rest = words[0], words[1:]
         assert command in cli.COMMANDS, words
         if command == "train":
-            # A run to resume does not exist here; the rest of the line is read all the same.
+            # A run to resume or to start from does not exist here; the rest of the line is read all the same.
             rest = [word for word in rest if word != "--resume"]
+            if "--from" in rest:
+                place, data_named = rest.index("--from"), not rest[0].startswith("-")
+                rest = rest[:place] + rest[place + 1 + data_named :]  # else the run's name stands for its data
             config = parse_train_arguments(rest)
             assert config.data
             continue

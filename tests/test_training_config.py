@@ -41,7 +41,8 @@ def test_help_shows_every_setting_with_its_doc(capsys: pytest.CaptureFixture[str
         parse_train_arguments(["--help"])
     text = capsys.readouterr().out
     for item in dataclasses.fields(TrainConfig):
-        assert ("DATA" if item.name == "data" else f"--{item.name.replace('_', '-')}") in text
+        shown = {"data": "DATA", "start": "--from"}.get(item.name, f"--{item.name.replace('_', '-')}")
+        assert shown in text
     assert "Images per optimiser step" in text
 
 
