@@ -141,7 +141,7 @@ class OnnxModel:
     @property
     def map_size(self) -> tuple[int, int]:
         """Height and width of the map; (0, 0) without one."""
-        return tuple(self.details["map_size"] or (0, 0))  # type: ignore[return-value]
+        return tuple(self.details["map_size"] or (0, 0))
 
     def _needed_cut(self) -> Cut:
         if self.cut is None:
