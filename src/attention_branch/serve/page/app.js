@@ -590,6 +590,8 @@ async function main() {
   const how = { residual: "features weighted by 1 + map", product: "features weighted by the map",
     none: "map not applied" }[facts.mechanism] ?? "no attention branch";
   $("model").textContent = `${facts.name} from ${facts.source}; ${how}`;
+  const quoted = (text) => (/^[\w./:=-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
+  $("train-command").textContent = `abn train --from ${quoted(facts.source)} --annotations ${quoted(facts.annotations)}`;
   layerButtons();
   wire();
   history_buttons();
