@@ -106,7 +106,10 @@ def evaluate(
 
 
 def explain(
-    run: Annotated[Positional[str], arg(metavar="RUN", help="A run, a saved network's folder or a hub name.")],
+    run: Annotated[
+        Positional[str],
+        arg(metavar="RUN", help="A run, a saved network's folder, a hub name, or an exported model.onnx."),
+    ],
     images: Annotated[
         Positional[tuple[str, ...]], arg(metavar="IMAGES...", help="Image files, folders, or quoted patterns.")
     ],
@@ -190,7 +193,7 @@ def explain(
         top_k=top,
         batch_size=batch_size,
         stretch=stretch,
-        device=_device(device),
+        device="cpu" if run.endswith(".onnx") else _device(device),
     )
     for line in done.lines():
         print(line)

@@ -25,7 +25,7 @@ from attention_branch.evaluation.shortcut_finding import Share, ShortcutSearch
 from attention_branch.evaluation.shortcuts import find_shortcut
 from attention_branch.evaluation.wording import interval_text, percent
 from attention_branch.explanations import METHODS, explain
-from attention_branch.explanations.methods import CONTROLS
+from attention_branch.explanations.controls import CONTROLS
 from attention_branch.files import write_json
 from attention_branch.metrics import EnergyPointingGame, MetricResult, PointingGame
 from attention_branch.metrics.statistics import bootstrap_interval

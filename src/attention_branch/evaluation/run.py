@@ -1,10 +1,8 @@
 """`abn evaluate RUN DATA`: load, evaluate on the right split, say which one it was, write it down."""
 
 import json
-import platform
 from collections.abc import Callable
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from attention_branch.evaluation.evaluation import Evaluation
 from attention_branch.files import require_folder, sha256, write_json
 from attention_branch.metrics.pointing import TOLERANCE
 from attention_branch.models.saving import WEIGHTS, load_model, model_folder
+from attention_branch.versions import LIBRARIES, versions
 
 
 def evaluate_run(
@@ -72,7 +71,7 @@ def evaluate_run(
         "images_fingerprint": images.fingerprint(),
         "left_out": len(data.left_out),
         "preprocessing": model.preprocessing.to_dict(),
-        "versions": versions(),
+        "versions": versions(*LIBRARIES),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     evaluation = evaluate(
@@ -147,15 +146,6 @@ def recorded_data(run: str | Path) -> dict[str, Any]:
         if isinstance(record, dict):
             return record
     return {}
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of everything a prediction depends on."""
-    names = {"attention_branch": "attention-branch", "torch": "torch", "torchvision": "torchvision", "timm": "timm"}
-    return {key: version(name) for key, name in names.items()} | {
-        "pillow": version("pillow"),
-        "python": platform.python_version(),
-    }
 
 
 def trust_notes(data: DataSet, used: str, trained_on: dict[str, Any]) -> list[str]:

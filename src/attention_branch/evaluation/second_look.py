@@ -14,16 +14,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+import numpy as np
 
+from attention_branch.arrays import as_array, of_head, softmax
 from attention_branch.evaluation.removal import paint_over
 from attention_branch.evaluation.wording import percent
-from attention_branch.explanations.explanation import Explanation
-from attention_branch.explanations.methods import CONTROLS
-from attention_branch.explanations.outputs import evaluating, predict, probabilities, unwrapped
-from attention_branch.explanations.targets import head_class_names, head_logits
+from attention_branch.explanations.controls import CONTROLS
+from attention_branch.explanations.result import Explanation
+from attention_branch.explanations.targets import head_class_names
 from attention_branch.metrics.collapse import EDGE, SPREAD
+from attention_branch.onnx_model import OnnxModel
 
 REGION = 0.2
 """The removed region: this share of the pixels, those where the map is highest; a fifth covers most single objects."""
@@ -97,16 +97,17 @@ def criteria() -> dict[str, float]:
     return {"region": REGION, "sure": SURE, "diffuse": DIFFUSE, "spread": SPREAD, "edge": EDGE, "sigma": SIGMA}
 
 
-def second_look(model: nn.Module, images: Tensor, explanation: Explanation) -> list[SecondLook]:
+def second_look(model: Any, images: Any, explanation: Explanation) -> list[SecondLook]:
     """Judge each prediction of a batch of normalised images (N, 3, H, W) by its explanation; one forward pass more.
 
-    With several heads the map's head is judged by its map, and every head by whether the branches agree. A map for
-    another class than the predicted one is not painted over: it does not say what the prediction rests on.
+    `model` is a network and `images` a tensor, or an `OnnxModel` and an array. With several heads the map's head is
+    judged by its map, and every head by whether the branches agree. A map for another class than the predicted one is
+    not painted over: it does not say what the prediction rests on.
     """
     flags = [_disagreements(model, explanation, row) for row in range(len(explanation))]
     without: dict[int, WithoutRegion] = {}
     if explanation.method not in CONTROLS:
-        scores = probabilities(head_logits(explanation.logits, explanation.head).detach()).cpu()
+        scores = softmax(of_head(explanation.logits, explanation.head))
         answers = scores.argmax(1)
         for row, found in enumerate(flags):
             found += _map_flags(explanation, row)
@@ -131,30 +132,29 @@ def second_look(model: nn.Module, images: Tensor, explanation: Explanation) -> l
     return [SecondLook(tuple(found), without.get(row)) for row, found in enumerate(flags)]
 
 
-def effective_area(values: Tensor) -> float:
+def effective_area(values: Any) -> float:
     """Return the share of a map's positions (h, w) that would hold its mass evenly: exp(entropy) / positions.
 
     The mass is what the map has above its lowest value, so that a floor which weighs every place alike does not count.
     1 for a map without any.
     """
-    mass = (values - values.min()).double().flatten()
+    mass = as_array(values).ravel()
+    mass = mass - mass.min()
     if mass.sum() == 0:
         return 1.0
-    share = mass / mass.sum()
-    return float(torch.special.entr(share).sum().exp() / len(share))
+    share = mass[mass > 0] / mass.sum()
+    return float(np.exp(-(share * np.log(share)).sum()) / len(mass))
 
 
-def _disagreements(model: nn.Module, explanation: Explanation, row: int) -> list[Flag]:
+def _disagreements(model: Any, explanation: Explanation, row: int) -> list[Flag]:
     second = explanation.attention_logits
     if second is None:
         return []
     heads = list(explanation.logits) if isinstance(explanation.logits, Mapping) else [None]
     found = []
     for head in heads:
-        names = head_class_names(unwrapped(model), head)
-        both = [
-            probabilities(head_logits(part, head)[row : row + 1].detach())[0] for part in (explanation.logits, second)
-        ]
+        names = head_class_names(_inner(model), head)
+        both = [softmax(of_head(part, head)[row : row + 1])[0] for part in (explanation.logits, second)]
         (mine, sure), (other, other_sure) = ((int(part.argmax()), float(part.max())) for part in both)
         if mine != other:
             said = [f"'{names[index] if names else index}'" for index in (mine, other)]
@@ -165,8 +165,8 @@ def _disagreements(model: nn.Module, explanation: Explanation, row: int) -> list
 
 
 def _map_flags(explanation: Explanation, row: int) -> list[Flag]:
-    values = explanation.raw[row].detach().float().cpu()
-    low, high, spread = float(values.min()), float(values.max()), float(values.std(correction=0))
+    values = as_array(explanation.raw[row])
+    low, high, spread = float(values.min()), float(values.max()), float(values.std())
     bounded = explanation.value_range == (0.0, 1.0)
     if bounded and (high < EDGE or low > 1 - EDGE):
         end, value = ("0", high) if high < EDGE else ("1", low)
@@ -187,18 +187,33 @@ def _map_flags(explanation: Explanation, row: int) -> list[Flag]:
     return []
 
 
-def _scores_without(model: nn.Module, images: Tensor, explanation: Explanation, rows: list[int]) -> Tensor:
+def _scores_without(model: Any, images: Any, explanation: Explanation, rows: list[int]) -> np.ndarray:
     """Return the probabilities (len(rows), K) of the images with their attended regions painted over."""
     if not rows:
-        return torch.zeros(0)
-    maps = explanation.maps[rows].detach().float()
-    count = round(REGION * maps[0].numel())
-    highest = maps.flatten(1).argsort(dim=1, descending=True, stable=True)[:, :count]
-    masks = torch.zeros_like(maps.flatten(1), dtype=torch.bool).scatter(1, highest, True).view_as(maps)
-    shown = images.detach().to(maps.device)[rows]
+        return np.zeros((0, 1))
+    maps = np.stack([as_array(explanation.maps[row]) for row in rows])
+    count = round(REGION * maps[0].size)
+    highest = np.argsort(-maps.reshape(len(maps), -1), axis=1, kind="stable")[:, :count]
+    masks = np.zeros((len(maps), maps[0].size), dtype=bool)
+    np.put_along_axis(masks, highest, True, axis=1)
+    painted = paint_over(images[rows], masks.reshape(maps.shape), SIGMA * min(maps.shape[1:]))
+    if isinstance(model, OnnxModel):
+        return softmax(model.run(painted)[model.named("logits")[explanation.head]])
+    import torch
+
+    from attention_branch.explanations.outputs import evaluating, predict
+
     with evaluating(model), torch.no_grad():
-        painted = paint_over(shown, masks, SIGMA * min(maps.shape[1:]))
-        return probabilities(head_logits(predict(model, painted), explanation.head)).cpu()
+        return softmax(of_head(predict(model, painted), explanation.head))
+
+
+def _inner(model: Any) -> Any:
+    """Return the network inside its wrappers; an ONNX file has none."""
+    if isinstance(model, OnnxModel):
+        return model
+    from attention_branch.explanations.outputs import unwrapped
+
+    return unwrapped(model)
 
 
 def _flip(name: str, sure: float, found: WithoutRegion) -> Flag:

@@ -6,10 +6,11 @@ from attention_branch.lazy import lazy_names
 
 if TYPE_CHECKING:
     from attention_branch.explanations.channel_weights import channel_weights
-    from attention_branch.explanations.explanation import Explanation, explain
+    from attention_branch.explanations.explanation import explain
     from attention_branch.explanations.filters import filter_maps
     from attention_branch.explanations.methods import METHODS
     from attention_branch.explanations.resizing import upsample
+    from attention_branch.explanations.result import Explanation
 
 __all__ = ["METHODS", "Explanation", "channel_weights", "explain", "filter_maps", "upsample"]
 
@@ -17,9 +18,10 @@ lazy_names(
     __name__,
     {
         ".channel_weights": ("channel_weights",),
-        ".explanation": ("Explanation", "explain"),
+        ".explanation": ("explain",),
         ".filters": ("filter_maps",),
         ".methods": ("METHODS",),
         ".resizing": ("upsample",),
+        ".result": ("Explanation",),
     },
 )

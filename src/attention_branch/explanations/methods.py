@@ -10,7 +10,13 @@ from torch import Tensor, nn
 from attention_branch.errors import UserError
 from attention_branch.explanations.attributions import integrated_gradients, occlusion
 from attention_branch.explanations.cam import GRADIENT_CAMS, class_activation_map, head_pass
-from attention_branch.explanations.controls import CENTER_SIGMA, center_maps, constant_maps, random_maps
+from attention_branch.explanations.controls import (
+    CENTER_SIGMA,
+    CONTROLS,
+    center_maps,
+    constant_maps,
+    random_maps,
+)
 from attention_branch.explanations.filters import class_filters, strongest_filter
 from attention_branch.explanations.layers import grid_layers
 from attention_branch.explanations.outputs import class_scores
@@ -210,9 +216,6 @@ METHODS: dict[str, Method] = {
 
 LAYERED = ("cam", *GRADIENT_CAMS, "filters")
 """The methods that read any layer of any network; "soft-masks" takes `layer` too, for one of its own modules."""
-
-CONTROLS = ("random", "center", "constant")
-"""The methods that know nothing of the image."""
 
 CLASS_AGNOSTIC = ("attention", "rollout", "soft-masks", *CONTROLS)
 """The methods whose map is the same whatever the class."""

@@ -5,12 +5,13 @@ always the map's and never the motif's; a thin line runs where the map passes ha
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from attention_branch.arrays import as_array
 from attention_branch.errors import UserError
 from attention_branch.explanations.resizing import resized
 
@@ -79,13 +80,6 @@ def enlarged(picture: Image.Image, side: int = DISPLAY_SIDE) -> Image.Image:
     """Return a small picture enlarged by a whole factor, pixel by pixel; a larger one as it is."""
     size = display_size(picture.width, picture.height, side)
     return picture if size == picture.size else picture.resize(size, Image.Resampling.NEAREST)
-
-
-def as_array(values: Any) -> np.ndarray:
-    """Return a tensor of any type on any device as float64, without importing torch; arrays and lists likewise."""
-    if hasattr(values, "detach"):
-        values = values.detach().cpu().double().numpy()
-    return np.asarray(values, dtype=np.float64)
 
 
 def map_values(values: "Tensor | np.ndarray", width: int, height: int) -> np.ndarray:

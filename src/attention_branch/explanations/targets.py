@@ -1,20 +1,23 @@
 """Whose map is wanted: from what a caller writes as `target` to one class index per image."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
+from attention_branch.arrays import is_array, of_head
 from attention_branch.errors import UserError, did_you_mean
 
-ClassTarget = int | str | Tensor | np.ndarray | Sequence[int] | Sequence[str] | Callable[[Tensor], Any] | None
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# A tensor or an array of indices is `Any` here: this module is used without torch too.
+ClassTarget = int | str | np.ndarray | Sequence[int] | Sequence[str] | Callable[[Any], Any] | Any | None
 Target = ClassTarget | Mapping[str, Any]
 
 
 def choose_head(
-    model: nn.Module, target: Target, scores: Tensor | Mapping[str, Tensor] | None = None
+    model: Any, target: Target, scores: "Tensor | Mapping[str, Tensor] | None" = None
 ) -> tuple[str | None, ClassTarget]:
     """Split a target into the head whose map is wanted (None for a single task) and the class within it.
 
@@ -71,14 +74,12 @@ def head_target(model: Any, target: Target) -> tuple[Target, str]:
     return target, ""
 
 
-def head_logits(logits: Tensor | Mapping[str, Tensor], head: str | None) -> Tensor:
+def head_logits(logits: "Tensor | Mapping[str, Tensor]", head: str | None) -> "Tensor":
     """Return the logits (N, K) of one head, or the only ones."""
-    if isinstance(logits, Tensor):
-        return logits
-    return logits[head] if head is not None else next(iter(logits.values()))
+    return of_head(logits, head)
 
 
-def head_class_names(model: nn.Module, head: str | None) -> list[str] | None:
+def head_class_names(model: Any, head: str | None) -> list[str] | None:
     """Return the class names of one head, or of the only task; None where the model has none."""
     names: Any = getattr(model, "class_names", None)
     if isinstance(names, Mapping):
@@ -86,23 +87,32 @@ def head_class_names(model: nn.Module, head: str | None) -> list[str] | None:
     return list(names) if names else None
 
 
-def predicted(logits: Tensor) -> Tensor:
+def predicted(logits: "Tensor") -> "Tensor":
     """Return the predicted class (N,) of logits (N, K); one logit is a sigmoid, classes 0 and 1."""
     return (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(1)
 
 
 def resolve_target(
-    logits: Tensor, target: ClassTarget, class_names: Sequence[str] | None = None, *, several: bool = False
-) -> Tensor:
+    logits: "Tensor", target: ClassTarget, class_names: Sequence[str] | None = None, *, several: bool = False
+) -> "Tensor":
     """Return one class index per image (N,) int64, on the logits' device; with `several`, any number for one image.
 
     `target` is None (the prediction), an index, a class name, one of these per image, or a callable from logits (N, K)
     to indices (N,). Raises `UserError` for a name or an index the model does not have and for a wrong count.
     """
-    count, classes = len(logits), max(2, logits.shape[1]) if logits.shape[1] == 1 else logits.shape[1]
+    import torch
+
     if target is None:
         return predicted(logits)
-    if callable(target) and not isinstance(target, (Tensor, np.ndarray)):
+    return torch.tensor(class_indices(logits, target, class_names, several), dtype=torch.int64, device=logits.device)
+
+
+def class_indices(
+    logits: Any, target: ClassTarget, class_names: Sequence[str] | None = None, several: bool = False
+) -> list[int]:
+    """Return what `resolve_target` does of any target but None, as plain numbers; logits may be an array."""
+    count, classes = len(logits), max(2, logits.shape[1]) if logits.shape[1] == 1 else logits.shape[1]
+    if callable(target) and not is_array(target):
         try:
             target = target(logits)
         except (IndexError, TypeError, KeyError, ValueError, RuntimeError) as problem:
@@ -110,7 +120,7 @@ def resolve_target(
                 f"The target callable failed on the logits {tuple(logits.shape)} ({problem}); it gets them, (N, K), "
                 "and returns one class index per image."
             ) from problem
-        if isinstance(target, int | str) or target is None or (isinstance(target, Tensor) and _fractional(target)):
+        if isinstance(target, int | str) or target is None or (is_array(target) and _fractional(target)):
             raise UserError(
                 "The target callable must return one class index per image, such as logits.argmax(1): what is "
                 "explained is a class, not a score."
@@ -119,7 +129,7 @@ def resolve_target(
         target = class_index(target, class_names, classes)
     if isinstance(target, (int, np.integer)) and not isinstance(target, bool):
         target = [int(target)] * count
-    if isinstance(target, (Tensor, np.ndarray)):
+    if is_array(target):
         target = target.tolist()
         # One index as an array without dimensions.
         target = [target] * count if isinstance(target, int) and not isinstance(target, bool) else target
@@ -134,10 +144,12 @@ def resolve_target(
             raise UserError(f"target holds {index!r}; a class is an index or a name.")
         if not 0 <= index < classes:
             raise UserError(f"Class {index} is out of range: the model has {classes} classes, 0 to {classes - 1}.")
-    return torch.tensor(indices, dtype=torch.int64, device=logits.device)
+    return [int(index) for index in indices]
 
 
-def _fractional(target: Tensor) -> bool:
+def _fractional(target: Any) -> bool:
+    if isinstance(target, np.ndarray):
+        return target.dtype.kind in "fc"
     return target.is_floating_point() or target.is_complex()
 
 

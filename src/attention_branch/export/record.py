@@ -1,15 +1,14 @@
 """What an exported file says of itself: all that a reader needs to prepare pictures and to name the answers."""
 
-import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from attention_branch import __version__
 from attention_branch.export.named_outputs import Output
 from attention_branch.models.network import Network
 from attention_branch.onnx_cut import IMAGES
+from attention_branch.versions import versions
 
 FORMAT = 1
 _LIBRARIES = ("torch", "timm", "pillow", "onnx", "onnxscript", "onnxruntime")
@@ -36,7 +35,7 @@ def details_of(network: Network, outputs: Sequence[Output], weights: str, source
         "input": {"name": IMAGES, "size": list(network.preprocessing.size)},
         "outputs": [{"name": item.name, "kind": item.kind, "head": item.head} for item in outputs],
         "weights_sha256": weights,
-        "versions": versions(),
+        "versions": versions(*_LIBRARIES),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -61,14 +60,3 @@ def plain_text(details: dict[str, Any], parity: str) -> dict[str, str]:
         "checked": parity,
         "made_by": f"attention-branch {__version__}",
     }
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of all that a file was made with."""
-    found = {"attention_branch": __version__, "python": platform.python_version()}
-    for name in _LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -9,16 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import nn
 
+from attention_branch.arrays import as_array
 from attention_branch.data.images import find_images, open_image
 from attention_branch.errors import UserError
-from attention_branch.evaluation.run import versions
 from attention_branch.evaluation.second_look import SecondLook, criteria, second_look
-from attention_branch.explanations.explanation import Explanation, explain
-from attention_branch.explanations.methods import METHODS
+from attention_branch.explanations.result import Explanation
 from attention_branch.explanations.targets import Target, head_target
 from attention_branch.files import (
     append_text,
@@ -26,13 +23,12 @@ from attention_branch.files import (
     json_line,
     read_json_lines,
     require_folder,
-    sha256,
     write_text,
 )
 from attention_branch.metrics.collapse import collapse_alarm
-from attention_branch.models.saving import WEIGHTS, load_model, model_folder
 from attention_branch.progress import progress_bar
 from attention_branch.report.explained_page import counted, now, write_explained_page
+from attention_branch.report.explainers import Explainer, open_explainer
 from attention_branch.report.prediction_record import answer_record, map_record
 
 JOURNAL = ".predictions.journal.jsonl"
@@ -91,22 +87,21 @@ def explain_files(
 ) -> ExplainedFiles:
     """Explain image files (files, folders, globs) with a run, a saved network or a hub name, and write into `output`.
 
+    `run` may be an ONNX file of `abn export` too; then no torch is needed, and the methods are those that it carries.
     `pictures/NAME.png` (image, map with colour bar, overlay), `maps/NAME.npy` (the raw map as float32, (h, w),
     lossless), `predictions.jsonl` (a line per image, in the order given; {"file", "error"} for one that cannot be read)
     and `report.html`. `target` is an index or a class name, with several heads "HEAD", "HEAD=CLASS" or {head: class}
     (default the first head). `stretch` spans the colours over each map's own extremes, and every picture says so. A
     broken call is continued by the same call. Raises `UserError` for an unknown method or class, or no image.
     """
-    if method not in METHODS:
-        explain(nn.Identity(), torch.zeros(1, 3, 1, 1), method)  # Raises with the nearest names.
     if top_k < 1 or batch_size < 1:
         raise UserError(f"top_k is {top_k} and batch_size {batch_size}; both must be 1 or more.")
     paths, output = find_images(images), require_folder(output)
-    folder = model_folder(run)
-    model = load_model(folder, device=device)
+    explainer = open_explainer(run, method, layer, device)
+    model = explainer.model
     target, note = head_target(model, target)
     settings = {
-        "model_sha256": sha256(folder / WEIGHTS),
+        "model_sha256": explainer.sha256,
         "method": method,
         "target": repr(target),
         "layer": layer,
@@ -114,14 +109,14 @@ def explain_files(
         "stretch": stretch,
         "seed": seed,
         "second_look": criteria(),
-        "versions": versions(),
+        "versions": explainer.versions,
     }
     # One answer to a blank image: a target that the model does not know is said before anything is written.
-    explain(model, torch.zeros(1, 3, *model.preprocessing.size), method, target, layer=layer)
-    work = _Work(model, output, settings, method, target, layer, top_k, stretch, seed)
+    explainer.explain([Image.new("RGB", model.preprocessing.size[::-1])], target, seed)
+    work = _Work(explainer, output, settings, target, top_k, stretch, seed)
     done = _journal(output, settings)
     lines: list[dict[str, Any]] = []
-    maps: list[torch.Tensor] = []
+    maps: list[np.ndarray] = []
     reused = 0
     with progress_bar() as bar:
         bar.disable = not progress
@@ -135,11 +130,11 @@ def explain_files(
     write_text(output / "predictions.jsonl", "".join(json_line(entry) for entry in lines))
     good = [entry for entry in lines if "error" not in entry]
     for entry in good[:256]:
-        maps.append(torch.from_numpy(np.load(output / entry["map"]["file"], allow_pickle=False)))
-    same_size = len({tuple(values.shape) for values in maps}) == 1
+        maps.append(np.load(output / entry["map"]["file"], allow_pickle=False))
+    same_size = len({values.shape for values in maps}) == 1
     alarm = None
     if method == "attention" and len(maps) > 1 and same_size:
-        alarm = collapse_alarm(torch.stack(maps), bounded=model.map_range is not None)
+        alarm = collapse_alarm(np.stack(maps), bounded=model.map_range is not None)
     report = write_explained_page(output, str(run), model, lines, settings, note, alarm)
     (output / JOURNAL).unlink(missing_ok=True)
     flags = [[flag["flag"] for flag in entry["second_look"]] for entry in good]
@@ -161,12 +156,10 @@ def explain_files(
 class _Work:
     """All that one image after another needs."""
 
-    model: Any
+    explainer: Explainer
     output: Path
     settings: dict[str, Any]
-    method: str
     target: Target
-    layer: str
     top_k: int
     stretch: bool
     seed: int
@@ -190,11 +183,9 @@ class _Work:
             except (UserError, OSError) as problem:
                 lines[place] = {"file": str(path), "error": str(problem), "time": now()}
         if fresh:
-            tensors = [self.model.preprocessing.tensor(picture) for *_, picture in fresh]
-            batch_seed = self.seed + start
-            images = torch.stack(tensors)
-            explanation = explain(self.model, images, self.method, self.target, layer=self.layer, seed=batch_seed)
-            looks = second_look(self.model, images, explanation)
+            pictures = [picture for *_, picture in fresh]
+            explanation, images = self.explainer.explain(pictures, self.target, self.seed + start)
+            looks = second_look(self.explainer.model, images, explanation)
             for row, (place, path, name, digest, picture) in enumerate(fresh):
                 lines[place] = self._write(explanation, row, path, name, digest, picture, looks[row])
         return [lines[place] for place in range(len(batch))], reused
@@ -211,21 +202,21 @@ class _Work:
     ) -> dict[str, Any]:
         file = f"maps/{name}.npy"
         with atomic_path(self.output / file) as temporary, temporary.open("wb") as handle:
-            np.save(handle, explanation.raw[row].float().cpu().numpy(), allow_pickle=False)
+            np.save(handle, as_array(explanation.raw[row]).astype(np.float32), allow_pickle=False)
         shown = f"pictures/{name}.png"
         explanation.write_figure(row, self.output / shown, stretch=self.stretch)
         return {
             "file": str(path),
             "width": picture.width,
             "height": picture.height,
-            **answer_record(self.model, explanation, row, self.top_k),
+            **answer_record(self.explainer.model, explanation, row, self.top_k),
             "map": map_record(explanation, row, file),
             **look.to_dict(),
             "second_look_criteria": self.settings["second_look"],
             "picture": shown,
             "image_sha256": digest,
             "model_sha256": self.settings["model_sha256"],
-            "preprocessing": self.model.preprocessing.to_dict(),
+            "preprocessing": self.explainer.model.preprocessing.to_dict(),
             "versions": self.settings["versions"],
             "time": now(),
         }

@@ -3,19 +3,20 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+import numpy as np
 
-from attention_branch.explanations.explanation import Explanation
+from attention_branch.arrays import as_array, softmax
+from attention_branch.explanations.result import Explanation
 from attention_branch.explanations.targets import head_class_names
 
 
-def answer_record(model: nn.Module, explanation: Explanation, row: int, top_k: int) -> dict[str, Any]:
+def answer_record(model: Any, explanation: Explanation, row: int, top_k: int) -> dict[str, Any]:
     """Return both branches' answers to one image: for the one task, or under "heads" for several."""
     logits, second = explanation.logits, explanation.attention_logits
-    if isinstance(logits, Tensor):
+    if not isinstance(logits, Mapping):
         names = head_class_names(model, None)
-        return _answers(logits[row], second[row] if isinstance(second, Tensor) else None, names, top_k)
+        of_branch = None if second is None or isinstance(second, Mapping) else second[row]
+        return _answers(logits[row], of_branch, names, top_k)
     heads = {}
     for head, values in logits.items():
         branch = second[head][row] if isinstance(second, Mapping) else None
@@ -23,7 +24,7 @@ def answer_record(model: nn.Module, explanation: Explanation, row: int, top_k: i
     return {"heads": heads}
 
 
-def _answers(logits: Tensor, second: Tensor | None, names: Sequence[str] | None, top_k: int) -> dict[str, Any]:
+def _answers(logits: Any, second: Any, names: Sequence[str] | None, top_k: int) -> dict[str, Any]:
     top = ranked(logits, names, top_k)
     branch = ranked(second, names, 1)[0] if second is not None else None
     return {
@@ -34,15 +35,13 @@ def _answers(logits: Tensor, second: Tensor | None, names: Sequence[str] | None,
     }
 
 
-def ranked(logits: Tensor, names: Sequence[str] | None, count: int) -> list[dict[str, Any]]:
+def ranked(logits: Any, names: Sequence[str] | None, count: int) -> list[dict[str, Any]]:
     """Return the `count` most probable classes of logits (K,), each with class, index and probability."""
-    wide = logits.detach().double().cpu()
-    if len(wide) == 1:
-        wide = torch.cat([torch.zeros_like(wide), wide])
-    best = wide.softmax(0).topk(min(count, len(wide)))
+    shares = softmax(as_array(logits)[None])[0]
+    best = np.argsort(-shares, kind="stable")[:count].tolist()
     return [
-        {"class": names[index] if names else str(index), "index": index, "probability": round(probability, 6)}
-        for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        {"class": names[index] if names else str(index), "index": index, "probability": round(float(shares[index]), 6)}
+        for index in best
     ]
 
 
@@ -63,8 +62,8 @@ def map_record(explanation: Explanation, row: int, file: str) -> dict[str, Any]:
         **({} if explanation.filters is None else {"filter": int(explanation.filters[row])}),
         "height": raw.shape[0],
         "width": raw.shape[1],
-        "min": raw.min().item(),
-        "max": raw.max().item(),
-        "mean": raw.mean().item(),
+        "min": float(raw.min()),
+        "max": float(raw.max()),
+        "mean": float(raw.mean()),
         "value_range": None if explanation.value_range is None else list(explanation.value_range),
     }

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from attention_branch.data.resident import ResidentImages
 from attention_branch.explanations import explain
-from attention_branch.explanations.controls import center_maps, constant_maps, random_maps
-from attention_branch.explanations.methods import CONTROLS
+from attention_branch.explanations.controls import CONTROLS, center_maps, constant_maps, random_maps
 from attention_branch.metrics.distraction import DISTRACTOR, distraction
 from attention_branch.training.building import Trainable
 

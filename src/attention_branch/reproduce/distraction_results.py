@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from attention_branch.explanations.methods import CONTROLS
+from attention_branch.explanations.controls import CONTROLS
 from attention_branch.reproduce.groups import Group, over_seeds
 from attention_branch.reproduce.paired import paired
 
