@@ -3,6 +3,7 @@
     python benchmarks/human_maps.py tune runs/human-maps
     python benchmarks/human_maps.py study runs/human-maps --seeds 0 1 2
     python benchmarks/human_maps.py summary runs/human-maps
+    python benchmarks/human_maps.py picture BEFORE AFTER --target docs/pictures/human-maps.png
 
 A network learns digits on which a small mark gives the class away. 100 of its training pictures are annotated with the
 digit's true mask (`write_annotation`), and `abn train --from RUN --annotations DIR` goes on from it, arm by arm. Each
@@ -25,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from attention_branch.annotations import write_annotation
 from attention_branch.data import ImageSet, open_data
@@ -34,6 +36,7 @@ from attention_branch.files import write_json
 from attention_branch.hardware import processor
 from attention_branch.metrics import EnergyPointingGame, PointingGame
 from attention_branch.models import load_model
+from attention_branch.report.strip import strip
 from attention_branch.training import human_map_settings, recipe, train
 
 DATA = "digits:train=8000,mark={mark}"
@@ -112,13 +115,26 @@ def measure(model: Any, before: Any, measured: dict[str, Measured]) -> dict[str,
     return result
 
 
-def base(out: Path, seed: int, mechanism: str, mark: str) -> Path:
-    """Train the network that is led astray, or return the one that is there."""
-    folder = out / f"{mark}-{mechanism}-seed{seed}"
-    if not (folder / "summary.json").exists():
-        data = DATA.format(mark=mark)
-        config = recipe("digits", data=data, seed=seed, mechanism=mechanism, out=str(folder), **BASE)
-        train(config, device="cpu")
+def base(out: Path, seed: int, mechanism: str, mark: str, start: str) -> Path:
+    """Train the network that is led astray, or return the one that is there.
+
+    `start="nothing"`: all of it learns on pictures with the mark. `start="clean"`: its extractor learns on pictures
+    without a mark (those of seed 100, whatever the seed here), and the two branches then on pictures with it.
+    """
+    folder = out / f"{start}-{mark}-{mechanism}-seed{seed}"
+    if (folder / "summary.json").exists():
+        return folder
+    data = DATA.format(mark=mark)
+    if start == "nothing":
+        train(recipe("digits", data=data, seed=seed, mechanism=mechanism, out=str(folder), **BASE), device="cpu")
+        return folder
+    first = out / f"unmarked-{mechanism}-seed100"
+    if not (first / "summary.json").exists():
+        given = {"data": "digits:train=8000", "seed": 100, "mechanism": mechanism, "out": str(first)}
+        train(recipe("digits", **given | BASE), device="cpu")
+    maps = annotated(out, seed, mark, 100)  # not looked at: the weight is 0
+    astray: dict[str, Any] = {"map_weight": 0.0, "annotated_share": 0.01, "epochs": 3, "lr": 3e-3, "maps": 0}
+    train(human_map_settings(first, maps, data=data, seed=seed, out=str(folder), **astray), device="cpu")
     return folder
 
 
@@ -134,19 +150,21 @@ def annotated(out: Path, seed: int, mark: str, count: int, *, wrong: bool = Fals
 
 
 def one_arm(
-    out: Path, arm: str, seed: int, mechanism: str, mark: str, count: int, split: str, changes: dict[str, Any]
+    out: Path, arm: str, seed: int, mechanism: str, split: str, changes: dict[str, Any], options: argparse.Namespace
 ) -> None:
     """Fine-tune, measure and write one record, unless it is there."""
-    title = f"{split}-{mark}-{mechanism}-{count}-seed{seed}-{arm.replace(', ', '-').replace(' ', '-')}"
+    start, mark, count = options.start, options.mark, options.annotated
+    title = f"{split}-{start}-{mark}-{mechanism}-{count}-seed{seed}-{arm.replace(', ', '-').replace(' ', '-')}"
     if changes:
         title += "-" + "-".join(f"{name}={value}" for name, value in changes.items())
     path = out / "results" / f"{title}.json"
     if path.exists():
         return
-    run = base(out, seed, mechanism, mark)
+    run = base(out, seed, mechanism, mark, start)
     started = load_model(run)
     measured = {tells: Measured(images, started.preprocessing) for tells, images in sets(seed, split, mark).items()}
-    record: dict[str, Any] = {"arm": arm, "seed": seed, "mechanism": mechanism, "mark": mark, "split": split}
+    record: dict[str, Any] = {"arm": arm, "seed": seed, "mechanism": mechanism, "mark": mark}
+    record |= {"split": split, "start": start}
     began = time.perf_counter()
     if arm != "before":
         maps = annotated(out, seed, mark, count, wrong=arm == "wrong maps")
@@ -189,21 +207,52 @@ def summary(out: Path, split: str) -> dict[str, Any]:
     return table
 
 
+def picture(before: Path, after: Path, seed: int, mark: str, target: Path, columns: int = 8) -> None:
+    """Draw the maps of the same test images before and after, half of them without a mark, half with a useless one."""
+    sheets = []
+    found = sets(seed, "test", mark)
+    chosen = np.sort(np.random.default_rng(0).permutation(2000)[: columns // 2])
+    shown = [(tells, int(index)) for tells in ("none", "random") for index in chosen]
+    pictures = [found[tells].image(index) for tells, index in shown]
+    for title, run in (("before", before), ("after", after)):
+        model = load_model(run)
+        with torch.no_grad():
+            output = model(torch.stack([model.preprocessing.tensor(one) for one in pictures]))
+        said = output.logits.argmax(1).tolist()
+        labels = [f"is {index % 10}, called {said[place]}" for place, (_, index) in enumerate(shown)]
+        path = target.with_name(f"{target.stem}-{title}.png")
+        heading = f"{title}: the first {columns // 2} without a mark, the others with one that says nothing"
+        strip(pictures, output.attention[:, 0], labels, path, title=heading)
+        with Image.open(path) as sheet:
+            sheets.append(sheet.copy())
+        path.unlink()
+    whole = Image.new("RGB", (sheets[0].width, sum(sheet.height for sheet in sheets)), "white")
+    for number, sheet in enumerate(sheets):
+        whole.paste(sheet, (0, number * sheets[0].height))
+    whole.save(target)
+
+
 def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("tune", "study", "summary"))
+    parser.add_argument("what", choices=("tune", "study", "summary", "picture"))
     parser.add_argument("out", type=Path)
+    parser.add_argument("after", type=Path, nargs="?", help="for picture: the run after; the one before stands first")
+    parser.add_argument("--target", type=Path, default=Path("docs/pictures/human-maps.png"), help="picture to write")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=["before", "maps", "no maps"], choices=("before", *ARMS))
     parser.add_argument("--mechanisms", nargs="+", default=["product"])
     parser.add_argument("--mark", default="colour")
+    parser.add_argument("--start", default="nothing", choices=("nothing", "clean"), help="what the extractor knew")
     parser.add_argument("--annotated", type=int, default=100)
     parser.add_argument("--set", nargs="*", default=[], help="settings of the fine-tuning, NAME=VALUE")
     options = parser.parse_args()
     torch.set_num_threads(1)  # the study was made two runs at a time
     changes = {name: json.loads(value) for name, _, value in (one.partition("=") for one in options.set)}
     split, seeds = ("validation", [100]) if options.what == "tune" else ("test", options.seeds)
+    if options.what == "picture":
+        picture(options.out, options.after, seeds[0], options.mark, options.target)
+        return
     if options.what == "summary":
         found = summary(options.out, split)
         RECORDS.mkdir(parents=True, exist_ok=True)
@@ -213,7 +262,7 @@ def main() -> None:
         for mechanism in options.mechanisms:
             for arm in options.arms:
                 mine = {} if arm == "before" else changes
-                one_arm(options.out, arm, seed, mechanism, options.mark, options.annotated, split, mine)
+                one_arm(options.out, arm, seed, mechanism, split, mine, options)
 
 
 if __name__ == "__main__":

@@ -30,11 +30,12 @@ class TrainConfig:
     and augmentation are its own unless given."""
     annotations: str | None = None
     """Folder of human maps (images/, maps/, annotations/) that the network's own maps are pulled towards."""
-    map_weight: float = 1.0
+    map_weight: float = 10.0
     """Weight of the distance between the network's map and the one it should have (the paper's gamma), beside the two
     cross-entropies."""
     keep_weight: float = 1.0
-    """Share of map_weight for images without annotation, whose maps are held where they were before; 0 lets them go."""
+    """Share of map_weight for images without annotation, whose maps are held where they were before. 0 lets them go:
+    where all images share a mistake, maps that are held hold the mistake."""
     annotated_share: float = 0.5
     """Share of each batch that is drawn from the annotated images, however few they are."""
     train_extractor: bool = False
