@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
+from attention_branch import __version__
 from attention_branch.errors import UserError
 from attention_branch.serve.compute import Busy
 from attention_branch.serve.corrections import corrections
@@ -59,7 +60,7 @@ def application(
     app = FastAPI(
         title=f"attention-branch: {state.predictor.facts.name}",
         description="Predictions with the map that made them, questions about them, and corrections.",
-        version=state.predictor.facts.versions.get("attention-branch", ""),
+        version=__version__,
         docs_url=None,
         redoc_url=None,
     )

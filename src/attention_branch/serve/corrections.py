@@ -13,6 +13,7 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from PIL import Image
 from starlette.exceptions import HTTPException
 
+from attention_branch import __version__
 from attention_branch.annotations import (
     Annotation,
     delete_annotation,
@@ -185,7 +186,7 @@ def _save(state: State, case: Case, wanted: AnnotationRequest) -> Annotation:
         "model": {"source": facts.source, "name": facts.name, "weights_sha256": facts.weights_sha256},
         "before": _without_probabilities(answers(facts, answer.logits, answer.attention_logits, 3)),
         "after": case.asked[-1] if case.asked else None,
-        "tool": f"abn serve {facts.versions.get('attention-branch', '')}".strip(),
+        "tool": f"abn serve {__version__}",
         "time": now(),
     }
     label = _label(facts, wanted.label)

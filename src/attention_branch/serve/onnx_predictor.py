@@ -1,18 +1,15 @@
 """A file of `abn export` behind the server, run by onnxruntime; torch need not be installed."""
 
-import platform
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from attention_branch import __version__
 from attention_branch.errors import UserError
-from attention_branch.explanations.resizing import resized
 from attention_branch.onnx_model import OnnxModel
-from attention_branch.serve.painting import highest, painted_over
 from attention_branch.serve.predictor import SINGLE, Answer, ByHead, ClassMap, Facts, probabilities
+from attention_branch.serve.without import answer_without
+from attention_branch.versions import versions
 
 _KINDS = {"attention": "attention", "attention-class": "class_evidence", "cam": "cam"}
 """Methods, and the kind of output that each is read from."""
@@ -41,9 +38,7 @@ class OnnxPredictor:
             question=self._why_no_question(),
             engine="onnxruntime",
             versions={
-                "attention-branch": __version__,
-                "onnxruntime": version("onnxruntime"),
-                "python": platform.python_version(),
+                **versions("onnxruntime", "pillow", "numpy"),
                 **{f"{name} (export)": value for name, value in model.details["versions"].items()},
             },
         )
@@ -118,13 +113,7 @@ class OpenedByOnnx:
 
     def without_highest(self, head: str) -> tuple[int, float] | None:
         """Return class and probability with the map's highest region painted over; None for a map without slope."""
-        own = self.answer.map_of(head)
-        if own is None or own.max() - own.min() < 1e-6:
-            return None
-        mask = highest(resized(own.astype(np.float32), *self.image.shape[1:]))
-        left = self.predictor.predict(painted_over(self.image, mask)[None])[0]
-        shares = probabilities(left.logits[head])
-        return int(shares.argmax()), float(shares.max())
+        return answer_without(self.predictor.predict, self.image, self.answer, head)
 
     @property
     def nbytes(self) -> int:

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from attention_branch.arrays import softmax
 from attention_branch.errors import UserError, did_you_mean
 from attention_branch.models.preprocessing import Preprocessing
 
@@ -148,9 +149,6 @@ class Predictor(Protocol):
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
-    """Return the softmax of logits (..., K) in float64; one logit is a sigmoid and gives two classes."""
-    wide = np.asarray(logits, dtype=np.float64)
-    if wide.shape[-1] == 1:
-        wide = np.concatenate([np.zeros_like(wide), wide], axis=-1)
-    powers = np.exp(wide - wide.max(axis=-1, keepdims=True))
-    return powers / powers.sum(axis=-1, keepdims=True)
+    """Return the softmax of one answer's logits (K,) in float64; one logit is a sigmoid and gives two classes."""
+    shares: np.ndarray = softmax(logits[None])[0]
+    return shares

@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 
+from attention_branch.evaluation.second_look import DIFFUSE, REGION, SURE, effective_area
+from attention_branch.evaluation.wording import percent
+from attention_branch.metrics.collapse import EDGE, SPREAD
 from attention_branch.serve.predictor import Answer, Facts, probabilities
-
-SURE, DIFFUSE, SPREAD, EDGE, REGION = 0.5, 2 / 3, 0.01, 0.02, 0.2
-"""The thresholds of `abn explain`'s second look (`evaluation/second_look.py`, which needs torch)."""
 
 _ROWS, _COLUMNS = ("upper", "middle", "lower"), ("left", "centre", "right")
 
@@ -22,7 +22,7 @@ def reading(facts: Facts, answer: Answer, head: str, without: tuple[int, float] 
     best = int(shares.argmax())
     said = [
         _sentence(
-            f"The network says '{names[best]}' and is {_percent(shares[best])} sure of it.",
+            f"The network says '{names[best]}' and is {percent(shares[best])} sure of it.",
             unsure=shares[best] < SURE,
             more=" No class has more than half: take it as a guess." if shares[best] < SURE else "",
         )
@@ -31,9 +31,9 @@ def reading(facts: Facts, answer: Answer, head: str, without: tuple[int, float] 
         others = probabilities(answer.attention_logits[head])
         second = int(others.argmax())
         if second == best:
-            said.append(_sentence(f"Its attention branch, asked alone, says the same ({_percent(others[second])})."))
+            said.append(_sentence(f"Its attention branch, asked alone, says the same ({percent(others[second])})."))
         else:
-            text = f"Its attention branch, asked alone, says '{names[second]}' ({_percent(others[second])}): "
+            text = f"Its attention branch, asked alone, says '{names[second]}' ({percent(others[second])}): "
             said.append(_sentence(text + "the two branches disagree, look again.", unsure=True))
     values = answer.map_of(head)
     if values is None:
@@ -51,10 +51,6 @@ def _sentence(text: str, *, unsure: bool = False, more: str = "") -> dict[str, s
     return {"text": text + more, "verdict": "unsure" if unsure else ""}
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
 def _collapsed(values: np.ndarray, bounded: bool) -> dict[str, str] | None:
     low, high = float(values.min()), float(values.max())
     if bounded and (high < EDGE or low > 1 - EDGE):
@@ -70,7 +66,6 @@ def _place(values: np.ndarray) -> dict[str, str]:
     mass /= mass.sum()
     ordered = np.sort(mass, axis=None)[::-1]
     half = (int(np.searchsorted(np.cumsum(ordered), 0.5)) + 1) / mass.size
-    area = float(np.exp(-(ordered[ordered > 0] * np.log(ordered[ordered > 0])).sum())) / mass.size
     row, column = np.unravel_index(int(values.argmax()), values.shape)
     place = [
         words[min(2, int(3 * (position + 0.5) / side))]
@@ -78,8 +73,8 @@ def _place(values: np.ndarray) -> dict[str, str]:
     ]
     where = "in the middle" if place == ["middle", "centre"] else f"at the {' '.join(place)}"
     text = f"The map is highest {where} of the picture; half of what it holds above its lowest value lies in "
-    text += f"{_percent(half)} of it."
-    if area > DIFFUSE:
+    text += f"{percent(half)} of it."
+    if effective_area(values) > DIFFUSE:
         return _sentence(text + " It is spread so evenly that it hardly prefers a place.", unsure=True)
     return _sentence(text)
 
@@ -87,9 +82,9 @@ def _place(values: np.ndarray) -> dict[str, str]:
 def _without(names: Any, best: int, index: int, share: float) -> dict[str, str]:
     text = f"With the {100 * REGION:.0f} % of the picture where the map is highest painted over, it "
     if index == best:
-        return _sentence(text + f"still says '{names[best]}' ({_percent(share)}): the rest speaks for that class too.")
+        return _sentence(text + f"still says '{names[best]}' ({percent(share)}): the rest speaks for that class too.")
     flips = share > SURE
-    end = f"says '{names[index]}' ({_percent(share)})"
+    end = f"says '{names[index]}' ({percent(share)})"
     return _sentence(text + end + (": the answer hangs on that region." if flips else ", unsure."), unsure=flips)
 
 

@@ -1,7 +1,5 @@
 """A network of this package behind the server, run by torch."""
 
-import platform
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +8,12 @@ import torch
 from torch import Tensor
 
 from attention_branch.errors import UserError
-from attention_branch.evaluation.removal import paint_over
-from attention_branch.evaluation.second_look import REGION, SIGMA
-from attention_branch.explanations import explain, upsample
+from attention_branch.explanations import explain
 from attention_branch.files import sha256
 from attention_branch.models.saving import WEIGHTS, load_model, model_folder
-from attention_branch.serve.predictor import SINGLE, Answer, ByHead, ClassMap, Facts, probabilities
+from attention_branch.serve.predictor import SINGLE, Answer, ByHead, ClassMap, Facts
+from attention_branch.serve.without import answer_without
+from attention_branch.versions import LIBRARIES, versions
 
 METHODS = ("attention", "attention-class", "cam", "grad-cam", "grad-cam++", "layer-cam", "soft-masks", "rollout")
 """Ways to explain that are fast enough to wait for; those that a network does not have are left out for it."""
@@ -50,12 +48,7 @@ class TorchPredictor:
             methods=[method for method in METHODS if self._has(method, blank)],
             question=self._why_no_question(),
             engine=f"torch on {model.device}",
-            versions={
-                "attention-branch": version("attention-branch"),
-                "torch": torch.__version__,
-                "timm": version("timm"),
-                "python": platform.python_version(),
-            },
+            versions=versions(*LIBRARIES),
         )
 
     def _has(self, method: str, blank: Tensor) -> bool:
@@ -145,18 +138,7 @@ class OpenedByTorch:
 
     def without_highest(self, head: str) -> tuple[int, float] | None:
         """Return class and probability with the map's highest region painted over; None for a map without slope."""
-        own = self.answer.map_of(head)
-        if own is None or own.max() - own.min() < 1e-6:
-            return None
-        height, width = self.images.shape[-2:]
-        values = upsample(torch.from_numpy(own)[None].float(), height, width)
-        count = round(REGION * values.numel())
-        highest = values.flatten(1).argsort(dim=1, descending=True, stable=True)[:, :count]
-        mask = torch.zeros(1, values.numel(), dtype=torch.bool).scatter(1, highest, True).view_as(values)
-        painted = paint_over(self.images.clone(), mask.to(self.images.device), SIGMA * min(height, width))
-        left = self.predictor.predict(painted[0].float().cpu().numpy()[None])[0]
-        share = probabilities(left.logits[head])
-        return int(share.argmax()), float(share.max())
+        return answer_without(self.predictor.predict, self.images[0].float().cpu().numpy(), self.answer, head)
 
     @property
     def nbytes(self) -> int:
