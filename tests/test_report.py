@@ -33,6 +33,7 @@ from attention_branch.report import (
     write_evaluation_report,
     write_report,
 )
+from attention_branch.report.explainers import NetworkExplainer
 from html_page import Page
 
 SMALL = Preprocessing(size=(16, 16), resize="squash", crop_pct=1)
@@ -138,17 +139,17 @@ def test_images_of_one_name_can_be_told_apart(tmp_path, run, monkeypatch):
 
 def test_a_broken_call_is_continued(tmp_path, run, pictures, monkeypatch):
     output, calls = tmp_path / "out", []
-    original = explained_module.explain
+    original = NetworkExplainer.explain
 
-    def dies_on_the_second_batch(*arguments, **options):
-        if len(arguments[1]) == 1:  # the blank image
-            return original(*arguments, **options)
-        calls.append(len(arguments[1]))
+    def dies_on_the_second_batch(self, pictures, *arguments):
+        if len(pictures) == 1:  # the blank image
+            return original(self, pictures, *arguments)
+        calls.append(len(pictures))
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return original(*arguments, **options)
+        return original(self, pictures, *arguments)
 
-    monkeypatch.setattr(explained_module, "explain", dies_on_the_second_batch)
+    monkeypatch.setattr(NetworkExplainer, "explain", dies_on_the_second_batch)
     with pytest.raises(KeyboardInterrupt):
         explain_files(run, pictures, output, batch_size=2, progress=False)
     assert not (output / "predictions.jsonl").exists()
@@ -199,7 +200,9 @@ def test_a_folder_whose_name_is_no_text_can_be_printed(tmp_path, run, pictures, 
 @pytest.mark.parametrize("place", ["file", "file/deeper", "/proc/nothing/here"])
 def test_a_place_that_no_folder_can_take_is_said_first(tmp_path, run, pictures, place, monkeypatch):
     (tmp_path / "file").write_text("mine")
-    monkeypatch.setattr(explained_module, "load_model", explained_module.load_model if "proc" in place else None)
+    monkeypatch.setattr(
+        explained_module, "open_explainer", explained_module.open_explainer if "proc" in place else None
+    )
     with pytest.raises(UserError, match=r"cannot be written|No permission to write") as said:
         explain_files(run, pictures, tmp_path / place, progress=False)
     assert "\n" not in str(said.value)

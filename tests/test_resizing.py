@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from attention_branch.explanations.overlay import as_array, map_values, to_picture
+from attention_branch.arrays import as_array
+from attention_branch.explanations.overlay import map_values, to_picture
 from attention_branch.explanations.resizing import resized, upsample
 
 SIZES = [(1, 1), (1, 5), (2, 2), (7, 7), (13, 4), (8, 31), (64, 48), (224, 224)]

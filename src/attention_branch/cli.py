@@ -13,7 +13,7 @@ from rich.console import Console
 from tyro.conf import Positional, arg
 
 from attention_branch import __version__
-from attention_branch.errors import UserError
+from attention_branch.errors import UserError, did_you_mean
 from attention_branch.export.command import export
 from attention_branch.light import without
 from attention_branch.reproduce.command import reproduce
@@ -373,8 +373,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         name, rest = arguments[0], arguments[1:]
         if name not in COMMANDS:
-            from attention_branch.errors import did_you_mean
-
             raise UserError(f"Unknown command '{name}'.{did_you_mean(name, COMMANDS)} `abn --help` lists all.")
         function = COMMANDS[name]
         if function is train:
@@ -384,8 +382,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"abn: {problem}", file=sys.stderr)
         sys.exit(2)
     except ModuleNotFoundError as problem:
-        said = without(problem, arguments[0])
-        if said is None:
+        if (said := without(problem, arguments[0])) is None:
             raise
         print(f"abn: {said}", file=sys.stderr)
         sys.exit(2)

@@ -32,7 +32,8 @@ def open_source(model: nn.Module | str | Path) -> Source:
     if isinstance(model, nn.Module):
         network = unwrapped(model)
         if not isinstance(network, Network):
-            network = as_plain(network, type(network).__name__)
+            known: Any = getattr(network, "pretrained_cfg", None) or {}
+            network = as_plain(network, known.get("architecture") or type(network).__name__)
         return Source(network, network.name, None)
     name = str(model)
     if name.startswith(TIMM):

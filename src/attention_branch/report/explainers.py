@@ -31,11 +31,13 @@ class Explainer(Protocol):
 def open_explainer(run: str | Path, method: str, layer: str, device: str) -> Explainer:
     """Return what explains by a method: of an ONNX file, a run, a saved network or a hub name."""
     if Path(run).suffix == ".onnx":
-        return _File(run, method, layer)
-    return _Network(run, method, layer, device)
+        return FileExplainer(run, method, layer)
+    return NetworkExplainer(run, method, layer, device)
 
 
-class _File:
+class FileExplainer:
+    """An exported file."""
+
     def __init__(self, run: str | Path, method: str, layer: str) -> None:
         self.model, self.method = OnnxModel.load(run), method
         if layer != "auto":
@@ -45,11 +47,14 @@ class _File:
         self.versions = versions("onnxruntime", "onnx", "numpy", "pillow")
 
     def explain(self, pictures: Sequence[Image.Image], target: Target, seed: int) -> tuple[Explanation, Any]:
+        """Return maps and images as arrays."""
         images = np.stack([self.model.preprocessing.array(picture) for picture in pictures])
         return explain_onnx(self.model, images, self.method, target, seed=seed), images
 
 
-class _Network:
+class NetworkExplainer:
+    """A network in PyTorch."""
+
     def __init__(self, run: str | Path, method: str, layer: str, device: str) -> None:
         # Only here: a file is explained where torch is not installed.
         import torch
@@ -67,6 +72,7 @@ class _Network:
         self.versions = versions(*LIBRARIES)
 
     def explain(self, pictures: Sequence[Image.Image], target: Target, seed: int) -> tuple[Explanation, Any]:
+        """Return maps and images as tensors."""
         import torch
 
         from attention_branch.explanations.explanation import explain
