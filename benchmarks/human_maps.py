@@ -2,6 +2,7 @@
 
     python benchmarks/human_maps.py tune runs/human-maps
     python benchmarks/human_maps.py study runs/human-maps --seeds 0 1 2
+    python benchmarks/human_maps.py oracle runs/human-maps
     python benchmarks/human_maps.py summary runs/human-maps
     python benchmarks/human_maps.py picture BEFORE AFTER --target docs/pictures/human-maps.png
 
@@ -36,6 +37,7 @@ from attention_branch.files import write_json
 from attention_branch.hardware import processor
 from attention_branch.metrics import EnergyPointingGame, PointingGame
 from attention_branch.models import load_model
+from attention_branch.models.gate import run_sequence
 from attention_branch.report.strip import strip
 from attention_branch.training import human_map_settings, recipe, train
 
@@ -207,6 +209,54 @@ def summary(out: Path, split: str) -> dict[str, Any]:
     return table
 
 
+def oracle(out: Path, mechanism: str, mark: str, start: str, steps: int = 500) -> None:
+    """Train the perception branch with the digits' masks in the place of the map, for all training pictures.
+
+    What the best maps could bring while the extractor stays: seed 100, measured on validation, features computed once.
+    """
+    model = load_model(base(out, 100, mechanism, mark, start))
+    images = open_data(DATA.format(mark=mark), seed=100).train
+    assert images is not None
+
+    @torch.no_grad()
+    def known(one: Measured) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        parts = [model.features(one.pictures[at : at + 250]) for at in range(0, len(one.pictures), 250)]
+        features = torch.cat(parts)
+        masks = torch.from_numpy(one.digits).float()[:, None]
+        return features, torch.nn.functional.adaptive_avg_pool2d(masks, features.shape[2:]), one.targets
+
+    def answer(features: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+        gated = features * (masks if mechanism == "product" else 1 + masks)
+        return model.backbone.forward_head(run_sequence(model.backbone, model.place.tail, gated))
+
+    features, masks, targets = known(Measured(images, model.preprocessing))
+    random = np.random.default_rng(0)
+    learning = [parameter for name in (*model.place.tail, "fc") for parameter in _part(model, name).parameters()]
+    optimizer = torch.optim.AdamW(learning, lr=3e-3, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    model.train()
+    for _ in range(steps):
+        chosen = random.choice(len(targets), 64, replace=False)
+        loss = torch.nn.functional.cross_entropy(answer(features[chosen], masks[chosen]), targets[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    model.eval()
+    result = {}
+    for tells, digits in sets(100, "validation", mark).items():
+        seen, wanted, truth = known(Measured(digits, model.preprocessing))
+        with torch.no_grad():
+            result[tells] = (answer(seen, wanted).argmax(1) == truth).double().mean().item()
+    record = {"mechanism": mechanism, "mark": mark, "start": start, "steps": steps, "accuracy": result}
+    write_json(out / "results" / f"oracle-{start}-{mark}-{mechanism}-seed100.json", record | {"machine": machine()})
+    print(result)
+
+
+def _part(model: Any, name: str) -> torch.nn.Module:
+    return model.backbone.get_submodule(name)
+
+
 def picture(before: Path, after: Path, seed: int, mark: str, target: Path, columns: int = 8) -> None:
     """Draw the maps of the same test images before and after, half of them without a mark, half with a useless one."""
     sheets = []
@@ -235,7 +285,7 @@ def picture(before: Path, after: Path, seed: int, mark: str, target: Path, colum
 def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("tune", "study", "summary", "picture"))
+    parser.add_argument("what", choices=("tune", "study", "oracle", "summary", "picture"))
     parser.add_argument("out", type=Path)
     parser.add_argument("after", type=Path, nargs="?", help="for picture: the run after; the one before stands first")
     parser.add_argument("--target", type=Path, default=Path("docs/pictures/human-maps.png"), help="picture to write")
@@ -252,6 +302,10 @@ def main() -> None:
     split, seeds = ("validation", [100]) if options.what == "tune" else ("test", options.seeds)
     if options.what == "picture":
         picture(options.out, options.after, seeds[0], options.mark, options.target)
+        return
+    if options.what == "oracle":
+        for mechanism in options.mechanisms:
+            oracle(options.out, mechanism, options.mark, options.start)
         return
     if options.what == "summary":
         found = summary(options.out, split)

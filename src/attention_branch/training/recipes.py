@@ -258,9 +258,9 @@ RECIPES: dict[str, TrainConfig] = {
         label_smoothing=0.1,
         augment="none",
     ),
-    # For a trained network and a folder of human maps (--from, --annotations). Weight of the maps and learning rate
-    # were tried on the validation split of one seed of the digits with a mark (benchmarks/human_maps.py): there the
-    # maps of new images move.
+    # For a trained network and a folder of human maps (--from, --annotations). Weight of the maps and rate were
+    # tried on the validation split of one seed of the digits with a mark (benchmarks/human_maps.py): there the maps
+    # of new images move.
     "human-maps": TrainConfig(
         recipe="human-maps",
         epochs=3,
