@@ -34,7 +34,8 @@ def parity(ours: Sequence[Answers], theirs: Sequence[Answers], outputs: Sequence
             expected = mine[output.name]
             difference = float(np.abs(expected - other[output.name]).max())
             scale = 1.0 if output.kind == "logits" else max(1.0, float(np.abs(expected).max()))
-            found[kind] = max(found.get(kind, 0.0), difference / scale)
+            # Not Python's max, which drops a NaN.
+            found[kind] = float(np.maximum(found.get(kind, 0.0), difference / scale))
     for kind, difference in found.items():
         # Not `>`: a NaN must not pass.
         if not difference <= TOLERANCE:

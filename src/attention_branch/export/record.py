@@ -1,5 +1,6 @@
 """What an exported file says of itself: all that a reader needs to prepare pictures and to name the answers."""
 
+import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -17,7 +18,7 @@ _LIBRARIES = ("torch", "timm", "pillow", "onnx", "onnxscript", "onnxruntime")
 def details_of(network: Network, outputs: Sequence[Output], weights: str, source: str) -> dict[str, Any]:
     """Return a file's details as plain values for JSON; what is measured is added by the exporter."""
     config = network.config
-    return {
+    details = {
         "format": FORMAT,
         "library": "attention-branch",
         "source": source,
@@ -38,6 +39,8 @@ def details_of(network: Network, outputs: Sequence[Output], weights: str, source
         "versions": versions(*_LIBRARIES),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    # As a reader will find them: lists for tuples.
+    return json.loads(json.dumps(details, allow_nan=False))
 
 
 def plain_text(details: dict[str, Any], parity: str) -> dict[str, str]:

@@ -1,0 +1,109 @@
+"""attention-branch-onnx: what its own dependencies give is enough, and torch is not among them."""
+
+import importlib.metadata
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from packaging.requirements import Requirement
+from PIL import Image
+
+import attention_branch as ab
+from attention_branch.light import FULL_ONLY
+from exported import trained_looking
+
+ROOT = Path(__file__).parents[1]
+LIGHT = tomllib.loads((ROOT / "packaging" / "onnx" / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+FULL = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def needed(requirements):
+    """The installed distributions that requirements lead to, with their extras, by normalised name."""
+    found = {}
+    ahead = [(Requirement(text), "") for text in requirements]
+    while ahead:
+        requirement, _ = ahead.pop()
+        name = re.sub(r"[-_.]+", "-", requirement.name).lower()
+        key = (name, frozenset(requirement.extras))
+        if key in found:
+            continue
+        distribution = found[key] = importlib.metadata.distribution(name)
+        for text in distribution.requires or []:
+            further = Requirement(text)
+            extras = requirement.extras or {""}
+            if further.marker is None or any(further.marker.evaluate({"extra": extra}) for extra in extras):
+                ahead.append((further, name))
+    return {name: distribution for (name, _), distribution in found.items()}
+
+
+@pytest.fixture(scope="module")
+def light(tmp_path_factory):
+    """A folder that holds the top-level modules of the declared dependencies, and nothing else."""
+    folder = tmp_path_factory.mktemp("light")
+    for distribution in needed(LIGHT["dependencies"]).values():
+        for file in distribution.files or []:
+            top = file.parts[0]
+            # Metadata too: packages ask for their own versions. Scripts (..) stay behind.
+            if top in ("..", "__pycache__") or (folder / top).exists():
+                continue
+            (folder / top).symlink_to(Path(distribution.locate_file(top)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    torch.manual_seed(0)
+    network = trained_looking(ab.create_model("resnet14", num_classes=3, branch="lite", class_names=["a", "b", "c"]))
+    return ab.export(network, tmp_path_factory.mktemp("exported") / "model.onnx", data="random").path
+
+
+def python(light, *arguments):
+    # -S: no site-packages; the environment is the folder and the source.
+    environment = {"PYTHONPATH": f"{light}{os.pathsep}{ROOT / 'src'}", "PATH": "", "HOME": str(light)}
+    return subprocess.run(
+        [sys.executable, "-S", *arguments], capture_output=True, text=True, timeout=120, env=environment
+    )
+
+
+def test_none_of_what_only_the_full_package_has_is_there(light):
+    for name in FULL_ONLY:
+        done = python(light, "-c", f"import {name}")
+        assert done.returncode == 1
+        assert f"No module named '{name}'" in done.stderr
+
+
+def test_the_command_line_answers(light, exported, tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(tmp_path / "1.png")
+    run = ["-m", "attention_branch.cli"]
+    done = python(light, *run, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    done = python(light, *run, "explain", str(exported), str(tmp_path / "1.png"), "--out", str(tmp_path / "out"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "1 images explained" in done.stdout
+    assert (tmp_path / "out" / "pictures" / "1.png").is_file()
+    assert (tmp_path / "out" / "report.html").is_file()
+    done = python(light, *run, "train", str(tmp_path))
+    assert done.returncode == 2
+    assert re.match(r"abn: `abn train` needs \w+, which is not installed here; install the full package", done.stderr)
+
+
+def test_both_packages_are_of_one_version_and_ask_for_the_same():
+    assert LIGHT["version"] == FULL["version"] == ab.__version__
+    optional = FULL["optional-dependencies"]
+    full = {Requirement(text).name: text for text in [*FULL["dependencies"], *optional["onnx"]]}
+    for text in LIGHT["dependencies"]:
+        assert full[Requirement(text).name] == text
+    assert LIGHT["optional-dependencies"]["serve"] == optional["serve"]
+    for module, distribution in {
+        "torch": "torch",
+        "sklearn": "scikit-learn",
+        "huggingface_hub": "huggingface_hub",
+    }.items():
+        assert module in FULL_ONLY
+        assert distribution in {Requirement(text).name for text in FULL["dependencies"]}
