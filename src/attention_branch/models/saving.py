@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,7 @@ class SavedModel(nn.Module, ModelHubMixin):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.loaded_from: Path | None = None
 
     @property
     def name(self) -> str:
@@ -139,6 +141,40 @@ class SavedModel(nn.Module, ModelHubMixin):
             shutil.rmtree(folder / ".saving")
         if push_to_hub:
             self.push_to_hub(hub.pop("repo_id", folder.name), **hub)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        run: str | Path | None = None,
+        picture: str | Path | Sequence[str | Path] | None = None,
+        license: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        commit_message: str = "Upload a network of attention-branch",
+        **upload: Any,
+    ) -> str:
+        """Upload weights, config and a model card to the Hugging Face hub (user/name); returns the commit's address.
+
+        The card says what the network is, how to load it, its classes and limits, and the figures that `abn evaluate`
+        wrote into `run` with these weights (None: the run that the network was loaded from); without any it says so.
+        `picture` is image files to explain on the card, or "strip" for the run's last strip of maps, which shows images
+        of its data; none by itself, because images may be private. `license` is a name such as "apache-2.0". Further
+        options (`create_pr`, ...) go to `HfApi.upload_folder`. Raises `UserError` where the hub refuses.
+        """
+        from attention_branch.export.hub import push
+
+        return push(
+            self,  # type: ignore[arg-type]
+            repo_id,
+            run=run,
+            picture=picture,
+            license=license,
+            private=private,
+            token=token,
+            commit_message=commit_message,
+            **upload,
+        )
 
     def _save_pretrained(self, save_directory: Path) -> None:
         self.save_pretrained(save_directory)
@@ -224,6 +260,8 @@ def load_model(source: str | Path, *, device: str | torch.device = "cpu") -> Any
         raise UserError(f"'{folder / WEIGHTS}' is damaged ({problem}); save the network again.") from problem
     model = build(ModelConfig.from_dict(values))
     load_weights(model, tensors, folder / WEIGHTS)
+    # The run above a network's own folder: there lies what was measured.
+    model.loaded_from = Path(source) if Path(source).is_dir() else None
     return model.to(device).eval()
 
 
