@@ -10,9 +10,11 @@ import torch
 from PIL import Image
 
 import attention_branch as ab
+from attention_branch.errors import UserError
+from attention_branch.models.preprocessing import Preprocessing
 from attention_branch.serve.gallery import FolderPictures
 from attention_branch.serve.run import load_predictor
-from attention_branch.serve.uploads import Limits
+from attention_branch.serve.uploads import Limits, read_upload
 from serving import CLASSES, Server, encoded, picture, saved_model
 
 
@@ -96,7 +98,8 @@ class TestPredict:
             (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 422, "SVG"),
             (b"%!PS-Adobe-3.0 EPSF-3.0", 422, "PostScript"),
             (encoded(picture(size=(200, 200))), 422, "pixels"),
-            (encoded(picture(), "TGA"), 422, "TGA"),
+            (encoded(picture(), "TGA"), 422, "no picture"),
+            (encoded(picture(), "PPM"), 422, "no picture"),
             (b"x" * (2**20 + 1), 413, "bytes"),
         ],
     )
@@ -130,6 +133,16 @@ class TestPredict:
         result = server.send(buffer.getvalue()).json()["results"][0]
         assert (result["width"], result["height"]) == (48, 40)
         assert result["probabilities"] == pytest.approx(answer(model[0], image).logits.softmax(1)[0].tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize("size", [(1, 4000), (4000, 1)])
+def test_a_long_thin_picture_is_refused_before_it_is_scaled(size):
+    # 4000 times 1 pixel: at 256 pixels of the shorter side it would have a million of the other.
+    seen = Preprocessing(size=(224, 224), resize="crop")
+    with pytest.raises(UserError, match="long and thin"):
+        read_upload(encoded(picture(size=size)), "a.png", seen, Limits())
+    squashed = Preprocessing(size=(224, 224), resize="squash")
+    assert read_upload(encoded(picture(size=size)), "a.png", squashed, Limits()).array.shape == (3, 224, 224)
 
 
 class TestOtherRoutes:
@@ -240,8 +253,17 @@ class TestQuestions:
 
     def test_unknown_methods_classes_and_heads_are_refused(self, server):
         key = server.open(encoded(picture())).json()["id"]
-        for query in ({"method": "magic"}, {"method": "cam", "target": "cow"}, {"method": "cam", "head": "x"}):
-            assert server.client.get(f"/v1/images/{key}/map", params=query).status_code == 422
+        long = {"method": "cam", "target": "1" * 5000}
+        for query in ({"method": "magic"}, {"method": "cam", "target": "cow"}, {"method": "cam", "head": "x"}, long):
+            reply = server.client.get(f"/v1/images/{key}/map", params=query)
+            assert reply.status_code == 422
+            assert len(reply.text) < 500
+
+    def test_long_names_are_refused_before_they_are_compared(self, server):
+        key = server.open(encoded(picture())).json()["id"]
+        reply = server.client.post(f"/v1/images/{key}/answer", json={"maps": {"A" * 500_000: [[0.0]]}})
+        assert reply.status_code == 422
+        assert len(reply.text) < 500
 
     def test_the_longest_unused_images_are_dropped_first(self, server):
         server.state.cases.most = 2
@@ -258,7 +280,7 @@ class TestCorrections:
         levels[8:16, 16:24] = 255
         return base64.b64encode(encoded(Image.fromarray(levels))).decode()
 
-    def test_a_saved_map_is_an_annotation_in_the_pictures_pixels(self, server):
+    def test_a_saved_map_is_an_annotation_in_the_pictures_pixels(self, model, server):
         from attention_branch.annotations import read_annotations
 
         content = encoded(picture(0, (64, 64)))
@@ -279,6 +301,12 @@ class TestCorrections:
         assert values[row, column] == 1
         assert values[column, row] == 0
         assert found.record["before"]["prediction"]["class"] in CLASSES
+        # The answer with the saved map is the network's own for it.
+        given = torch.zeros(1, 16, 16)
+        given[:, 4:8, 8:12] = 1
+        with torch.no_grad():
+            own = model[0](model[0].preprocessing.tensor(picture(0, (64, 64)))[None], attention=given).logits.softmax(1)
+        assert found.record["after"]["prediction"]["probability"] == pytest.approx(float(own.max()), abs=1e-4)
 
     def test_saved_maps_are_listed_reopened_and_removed(self, server):
         key = server.open(encoded(picture(0, (64, 64)))).json()["id"]
@@ -286,6 +314,7 @@ class TestCorrections:
         assert [item["name"] for item in server.client.get("/v1/annotations").json()["annotations"]] == [name]
         again = server.client.post("/v1/images", json={"annotation": name})
         assert again.status_code == 201
+        assert again.json()["saved"]["head"] is None
         levels = np.asarray(Image.open(BytesIO(server.client.get(f"/v1/annotations/{name}/view.png").content)))
         assert levels.shape == (32, 32)
         assert levels[12, 20] > 200
@@ -418,6 +447,19 @@ class TestOtherNetworks:
         saved = server.client.post(f"/v1/images/{opened['id']}/annotation", json=body).json()
         assert saved["name"].endswith("-kind")
         assert saved["label"] == {"kind": "dog"}
+        again = server.client.post("/v1/images", json={"annotation": saved["name"]}).json()
+        assert again["saved"]["head"] == "kind"
+        server.close()
+
+    def test_a_head_of_one_logit_is_two_classes(self, tmp_path):
+        model = saved_model(tmp_path / "m", num_classes=None, heads={"sick": 1, "kind": 3}, class_names=None)
+        server = Server(tmp_path / "m", tmp_path / "a")
+        image = picture(2)
+        share = answer(model, image).logits["sick"].sigmoid().item()
+        result = server.send(encoded(image)).json()["results"][0]["heads"]["sick"]
+        assert server.client.get("/v1/model").json()["classes"] == {"sick": ["0", "1"], "kind": ["0", "1", "2"]}
+        assert result["probabilities"] == pytest.approx([1 - share, share], abs=1e-5)
+        assert result["prediction"]["index"] == int(share > 0.5)
         server.close()
 
     def test_a_plain_network_is_looked_at_and_not_questioned(self, tmp_path):

@@ -109,6 +109,52 @@ def test_images_whose_client_went_away_are_not_computed(made):
     assert network.batches == [[0.0], [2.0]]
 
 
+def test_programs_are_refused_in_time_though_people_ask_all_the_while(made):
+    compute = made(Network(), patience=0.3)
+    stop = threading.Event()
+
+    def asks():
+        while not stop.is_set():
+            compute.run(lambda: time.sleep(0.02)).result(10)
+
+    people = [threading.Thread(target=asks) for _ in range(3)]
+    for person in people:
+        person.start()
+    begun = time.monotonic()
+    try:
+        compute.predict(image(1)).result(5)
+    except Busy:
+        pass
+    finally:
+        took = time.monotonic() - begun
+        stop.set()
+        for person in people:
+            person.join(10)
+    assert took < 3
+
+
+def test_programs_that_fill_the_line_do_not_shut_people_out(made):
+    network = Network(held=True)
+    compute = made(network, waiting=2)
+    compute.predict(image(0))
+    assert network.entered.wait(10)
+    kept = [compute.predict(image(number)) for number in range(2)]
+    with pytest.raises(Busy):
+        compute.predict(image(3))
+    asked = compute.run(lambda: 7)
+    network.go.set()
+    assert asked.result(10) == 7
+    assert len(wait(kept, timeout=10).done) == 2
+
+
+def test_a_network_that_answers_too_few_images_fails_them_and_the_thread_goes_on(made):
+    compute = made(lambda images: [])
+    with pytest.raises(RuntimeError):
+        compute.predict(image(0)).result(10)
+    assert compute.alive
+    assert compute.run(lambda: 1).result(10) == 1
+
+
 def test_a_failing_batch_fails_its_images_and_nothing_else(made):
     def fails(images):
         if images.max() > 5:

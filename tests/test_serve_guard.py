@@ -1,19 +1,24 @@
 """Who is let in and how much they may send, checked on the guard alone and on a real server over a socket."""
 
 import asyncio
+import contextlib
 import json
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 import urllib.error
 import urllib.request
 
 import httpx
 import pytest
+import uvicorn
 
 from attention_branch.serve.guard import Guard
+from attention_branch.serve.protocol import PatientProtocol
 from attention_branch.serve.uploads import Limits, safe_name
 from serving import encoded, picture, saved_model
 
@@ -51,6 +56,11 @@ class TestHosts:
         assert ask(guard, host="10.0.0.1:80").status_code == 200
         assert ask(guard, host="abn.example").status_code == 200
         assert ask(guard, host="evil.example").status_code == 421
+
+    def test_behind_a_proxy_its_pages_are_answered_whatever_host_it_hands_on(self):
+        guard = Guard(inner, allowed_hosts=["abn.example"])
+        assert ask(guard, "POST", headers={"origin": "https://abn.example"}).status_code == 200
+        assert ask(guard, "POST", headers={"origin": "https://abn.example.evil"}).status_code == 403
 
 
 class TestOrigins:
@@ -120,6 +130,10 @@ class TestBodies:
 
         assert ask(Guard(inner, limits=Limits(body=1000)), "POST", content=parts()).status_code == 413
 
+    def test_two_ways_to_say_where_a_body_ends_are_one_too_many(self):
+        headers = {"content-length": "1", "transfer-encoding": "chunked"}
+        assert ask(Guard(inner), "POST", headers=headers).status_code == 400
+
     @pytest.mark.parametrize("length", ["-1", "many", "1e3", "9" * 40])
     def test_lengths_that_are_none_are_refused(self, length):
         reply = ask(Guard(inner), "POST", headers={"content-length": length})
@@ -173,6 +187,34 @@ class TestBodies:
 )
 def test_names_of_files_are_only_names(given, shown):
     assert safe_name(given) == shown
+
+
+def test_connections_that_say_nothing_or_half_a_request_are_closed(monkeypatch):
+    monkeypatch.setattr("attention_branch.serve.protocol.HEAD_SECONDS", 0.5)
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    made = uvicorn.Server(uvicorn.Config(inner, http=PatientProtocol, log_level="error", lifespan="off", ws="none"))
+    thread = threading.Thread(target=made.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    try:
+        silent, slow, proper = (socket.create_connection(listener.getsockname(), timeout=10) for _ in range(3))
+        slow.sendall(b"GET / HT")
+        begun = time.monotonic()
+        for connection in (silent, slow):
+            with contextlib.suppress(ConnectionResetError):
+                assert connection.recv(1) == b""
+        assert time.monotonic() - begun < 8
+        # One that asked in time is kept for its next request.
+        proper.close()
+        with httpx.Client() as client:
+            address = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+            assert client.get(address).status_code == 200
+            time.sleep(0.8)
+            assert client.get(address).status_code == 200
+    finally:
+        made.should_exit = True
+        thread.join(10)
+        listener.close()
 
 
 @pytest.fixture(scope="module")

@@ -62,16 +62,26 @@ def read_annotations(folder: str | Path) -> list[Annotation]:
     format number, a missing picture or map, a map of another size, bytes that are not those that were annotated.
     """
     folder = Path(folder)
-    place = folder / "annotations"
     if not folder.is_dir():
         raise UserError(f"There is no folder '{folder}' of annotations; check the path.")
-    names = sorted(path.stem for path in place.glob("*.json") if not path.name.startswith("."))
+    names = annotation_names(folder)
     if not names:
         raise UserError(
             f"'{folder}' holds no annotations: it needs images/, maps/ and annotations/*.json; save one, or name "
             "another folder."
         )
     return [read_annotation(folder, name) for name in names]
+
+
+def annotation_names(folder: str | Path) -> list[str]:
+    """Return the names of a folder's annotations, sorted; none where there is no such folder."""
+    place = Path(folder) / "annotations"
+    return sorted(path.stem for path in place.glob("*.json") if not path.name.startswith("."))
+
+
+def annotation_record(folder: str | Path, name: str) -> dict[str, Any]:
+    """Return one annotation's JSON file, without a look at its picture and map; `UserError` where it is broken."""
+    return _read_record(_record_path(Path(folder), name))
 
 
 def read_annotation(folder: str | Path, name: str) -> Annotation:
@@ -266,7 +276,9 @@ def _checked_file(folder: Path, path: Path, record: dict[str, Any], key: str) ->
 def _upright_size(content: bytes, name: str) -> tuple[int, int]:
     """Return (width, height) as `open_image` shows the picture: EXIF orientations 5 to 8 lie on their side."""
     picture = open_header(content, name)
-    return (picture.height, picture.width) if exif_orientation(picture) >= 5 else picture.size
+    # Pillow has turned a TIFF's size already.
+    on_its_side = exif_orientation(picture) >= 5 and picture.format != "TIFF"
+    return (picture.height, picture.width) if on_its_side else picture.size
 
 
 def _map_picture(path: Path, content: bytes | None = None) -> Image.Image:

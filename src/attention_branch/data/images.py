@@ -8,7 +8,7 @@ import glob
 import os
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -53,12 +53,15 @@ def open_image(path_or_bytes: str | Path | bytes, name: str | None = None) -> Im
         raise UserError(f"'{name}' is broken ({_reason(problem)}); replace or remove it.") from problem
 
 
-def open_header(content: bytes, name: str) -> Image.Image:
-    """Return Pillow's picture with only its header read, under the same refusals as `open_image`."""
+def open_header(content: bytes, name: str, allowed: Sequence[str] | None = None) -> Image.Image:
+    """Return Pillow's picture with only its header read, under the same refusals as `open_image`.
+
+    With `allowed` no other of Pillow's formats is tried.
+    """
     if not content:
         raise UserError(f"'{name}' is empty (0 bytes); replace or remove it.")
     Image.init()
-    formats = [known for known in Image.OPEN if known not in _REFUSED_FORMATS]
+    formats = [known for known in allowed or Image.OPEN if known not in _REFUSED_FORMATS and known in Image.OPEN]
     try:
         with warnings.catch_warnings():
             # The sentence below says the same, and Pillow's line would stand above it.

@@ -57,6 +57,14 @@ class Preprocessing:
         top, left = self._corner((tall, wide))
         return picture.crop((left, top, left + width, top + height))
 
+    def pixels_to_scale(self, picture_size: tuple[int, int]) -> int:
+        """Return how many pixels a picture of (height, width) has at the moment before its middle is cut out.
+
+        Cropping scales the shorter side: a long thin picture becomes enormous on its way.
+        """
+        tall, wide = self._scaled(*picture_size)
+        return tall * wide
+
     def _corner(self, scaled: tuple[int, int]) -> tuple[int, int]:
         """Return (top, left) of what is cut out of the middle of a picture of (height, width), as torchvision does."""
         return round((scaled[0] - self.size[0]) / 2.0), round((scaled[1] - self.size[1]) / 2.0)
@@ -88,7 +96,11 @@ class Preprocessing:
 
     def array(self, picture: Image.Image) -> np.ndarray:
         """Return an RGB picture as a normalised float32 array (3, H, W): the numbers of `tensor`, without torch."""
-        pixels = np.asarray(self.image(picture), dtype=np.float32).transpose(2, 0, 1)
+        return self.array_of_view(self.image(picture))
+
+    def array_of_view(self, view: Image.Image) -> np.ndarray:
+        """Return what `image` returned as a normalised float32 array (3, H, W)."""
+        pixels = np.asarray(view, dtype=np.float32).transpose(2, 0, 1)
         mean, std = (np.array(values, dtype=np.float32)[:, None, None] for values in (self.mean, self.std))
         return np.ascontiguousarray((pixels / np.float32(255) - mean) / std)
 

@@ -89,6 +89,8 @@ def _programs(state: State) -> APIRouter:
 
     @router.get("/healthz", summary="Whether the server answers")
     async def healthz() -> dict[str, str]:
+        if not state.compute.alive:
+            raise HTTPException(503, "The thread that runs the network has ended; start the server again.")
         return {"status": "ok"}
 
     @router.get("/metrics", summary="Counters for Prometheus", response_class=Response)

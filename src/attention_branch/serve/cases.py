@@ -6,8 +6,6 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from attention_branch.serve.predictor import ClassMap, Opened
 from attention_branch.serve.uploads import Upload
 
@@ -28,9 +26,10 @@ class Case:
     def nbytes(self) -> int:
         """Memory that it takes, about."""
         upload = self.upload
-        pixels = upload.picture.width * upload.picture.height * 3
         kept = sum(found.values.nbytes for found in self.maps.values())
-        return len(upload.content) + pixels + int(np.asarray(upload.array).nbytes) + self.opened.nbytes + kept
+        # A noted question has a few hundred bytes a head.
+        noted = 500 * len(self.asked) * len(self.opened.answer.logits)
+        return len(upload.content) + 2 * upload.array.nbytes + self.opened.nbytes + kept + noted
 
 
 class Cases:

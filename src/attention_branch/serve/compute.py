@@ -84,7 +84,8 @@ class Compute:
         with self._changed:
             if self._closed:
                 raise Busy("The server is stopping.", 5)
-            ahead = len(self._jobs)
+            # A person's question waits for other people's only: it goes before all images of programs.
+            ahead = sum(job.priority <= priority and not job.future.cancelled() for job in self._jobs)
             if priority != BACKGROUND and ahead >= self.waiting:
                 raise Busy(f"{ahead} images are waiting already.", self._retry(ahead))
             if priority == PROGRAMS and ahead * self._pace > self.patience:
@@ -114,26 +115,36 @@ class Compute:
         with self._changed:
             while not self._jobs and not self._closed:
                 self._changed.wait()
+            self._sweep()
             if not self._jobs:
-                return []
+                return [] if self._closed else [_nothing()]
             batch = [heapq.heappop(self._jobs)]
             if batch[0].image is not None:
                 while len(batch) < self.largest and self._jobs and self._jobs[0].image is not None:
                     batch.append(heapq.heappop(self._jobs))
             return batch
 
+    def _sweep(self) -> None:
+        """Refuse what stood in line for too long, also where others are served first and its turn would never come."""
+        now = time.monotonic()
+        late = [job for job in self._jobs if job.patience is not None and now - job.begun > job.patience]
+        if not late:
+            return
+        self._jobs = [job for job in self._jobs if job not in late]
+        heapq.heapify(self._jobs)
+        for job in late:
+            if job.future.set_running_or_notify_cancel():
+                why = f"It waited for {now - job.begun:.0f} s."
+                job.future.set_exception(Busy(why, self._retry(len(self._jobs))))
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
     def _run(self) -> None:
         while batch := self._take():
-            now = time.monotonic()
-            ready = []
-            for job in batch:
-                if not job.future.set_running_or_notify_cancel():
-                    continue  # Its client went away.
-                if job.patience is not None and now - job.begun > job.patience:
-                    why = f"It waited for {now - job.begun:.0f} s."
-                    job.future.set_exception(Busy(why, self._retry(len(self._jobs))))
-                else:
-                    ready.append(job)
+            ready = [job for job in batch if job.future.set_running_or_notify_cancel()]
             if not ready:
                 continue
             if ready[0].image is None:
@@ -153,7 +164,9 @@ class Compute:
     def _finish_batch(self, jobs: list[_Job]) -> None:
         begun = time.monotonic()
         try:
-            answers = self._predict(np.stack([job.image for job in jobs if job.image is not None]))
+            answers = list(self._predict(np.stack([job.image for job in jobs if job.image is not None])))
+            if len(answers) != len(jobs):
+                raise RuntimeError(f"{len(answers)} answers to {len(jobs)} images.")
         except BaseException as problem:
             for job in jobs:
                 job.future.set_exception(problem)
@@ -164,3 +177,10 @@ class Compute:
             job.future.set_result(answer)
         if self._observe is not None:
             self._observe(len(jobs), seconds)
+
+
+def _nothing() -> _Job:
+    """Return a job that is done: the line is empty again, and the thread goes on waiting."""
+    future: Future[Any] = Future()
+    future.cancel()
+    return _Job(BACKGROUND, 0, future, None, None, 0.0, None)

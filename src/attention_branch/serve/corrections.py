@@ -16,22 +16,23 @@ from starlette.exceptions import HTTPException
 from attention_branch import __version__
 from attention_branch.annotations import (
     Annotation,
+    annotation_names,
+    annotation_record,
     delete_annotation,
     from_view,
     read_annotation,
     to_view,
     write_annotation,
 )
-from attention_branch.data.images import open_header, open_image
 from attention_branch.errors import UserError
 from attention_branch.explanations.overlay import overlay
 from attention_branch.serve.cases import Case
 from attention_branch.serve.gallery import Gallery
-from attention_branch.serve.predictor import SINGLE, Facts
+from attention_branch.serve.predictor import SINGLE, Answer, Facts
 from attention_branch.serve.records import answers, finite, now
 from attention_branch.serve.schemas import AnnotationRequest, OpenRequest, QueueState
 from attention_branch.serve.state import State, read_json
-from attention_branch.serve.uploads import png_bytes
+from attention_branch.serve.uploads import png_bytes, read_picture
 
 _MOST_MAP_PIXELS = 4096 * 4096
 
@@ -45,7 +46,15 @@ def corrections(state: State) -> APIRouter:
     async def annotate(key: str, request: Request) -> JSONResponse:
         case = state.case(key)
         wanted = await read_json(request, AnnotationRequest)
-        done = await asyncio.to_thread(_save, state, case, wanted)
+        head = facts.head(wanted.head) if wanted.head is not None and facts.multitask else None
+        label = _label(facts, wanted.label)
+        drawn = await state.on_saver(partial(_drawn, wanted.map))
+        after = None
+        if facts.question is None:
+            maps = _on_grid(case.opened.answer, facts, head, drawn)
+            logits = await asyncio.wrap_future(state.compute.run(lambda: case.opened.ask(maps)))
+            after = _without_probabilities(answers(facts, logits, None, 3))
+        done = await state.on_saver(partial(_save, state, case, wanted, drawn, label, head, after))
         return JSONResponse(finite({"name": done.name, **done.record}), 201)
 
     @router.get("/v1/annotations", summary="The saved annotations")
@@ -63,28 +72,28 @@ def corrections(state: State) -> APIRouter:
     @router.get("/v1/annotations/{name}/view.png", summary="Its map, brought to what the network sees")
     async def map_view(name: str) -> Response:
         def view() -> bytes:
-            drawn = open_image(_found(state, name).map)
+            content = _found(state, name).map.read_bytes()
+            drawn = read_picture(content, f"the map of {name}", facts.preprocessing, state.limits)
             return png_bytes(facts.preprocessing.image(drawn).convert("L"))
 
-        return Response(await asyncio.to_thread(view), media_type="image/png")
+        return Response(await state.on_decoder(view), media_type="image/png")
 
     @router.get("/v1/annotations/{name}/overlay.png", summary="Its map over its picture, for a list")
     async def map_overlay(name: str) -> Response:
         def drawn() -> bytes:
             found = _found(state, name)
-            picture = facts.preprocessing.image(open_image(found.image))
+            whole = read_picture(found.image.read_bytes(), name, facts.preprocessing, state.limits)
             values = to_view(found.values(), facts.preprocessing)
-            shown = overlay(picture, values, side=160)
+            shown = overlay(facts.preprocessing.image(whole), values, side=160)
             shown.thumbnail((320, 320))
             return png_bytes(shown)
 
-        content = await asyncio.get_running_loop().run_in_executor(state.decoders, drawn)
-        return Response(content, media_type="image/png")
+        return Response(await state.on_decoder(drawn), media_type="image/png")
 
     @router.delete("/v1/annotations/{name}", summary="Remove one annotation", status_code=204)
     async def remove(name: str) -> Response:
-        await asyncio.to_thread(_found, state, name)
-        await asyncio.to_thread(delete_annotation, state.annotations, name)
+        _known(state, name)
+        await state.on_saver(partial(delete_annotation, state.annotations, name))
         return Response(status_code=204)
 
     @router.get("/v1/queue", summary="The pictures to go through, the worst or the most uncertain first")
@@ -104,15 +113,11 @@ def corrections(state: State) -> APIRouter:
     async def thumbnail(index: int) -> Response:
         def small() -> bytes:
             content, name = _gallery(state).content(index)
-            header = open_header(content, name)
-            if header.width * header.height > state.limits.pixels:
-                raise UserError(f"'{name}' has too many pixels.")
-            picture = open_image(content, name)
+            picture = read_picture(content, name, facts.preprocessing, state.limits)
             picture.thumbnail((160, 160))
             return png_bytes(picture)
 
-        content = await asyncio.get_running_loop().run_in_executor(state.decoders, small)
-        return Response(content, media_type="image/png", headers={"cache-control": "private, max-age=600"})
+        return Response(await state.on_decoder(small), media_type="image/png")
 
     @router.put("/v1/queue/{index}", summary="Pass a picture over, or take it back", status_code=204)
     async def mark(index: int, request: Request) -> Response:
@@ -123,18 +128,20 @@ def corrections(state: State) -> APIRouter:
     return router
 
 
-def stored(state: State, wanted: OpenRequest) -> tuple[bytes, str, dict[str, str] | None]:
-    """Return the bytes, the name and the label of a picture that the server has."""
+def stored(state: State, wanted: OpenRequest) -> tuple[bytes, str, dict[str, str] | None, dict[str, Any] | None]:
+    """Return the bytes, the name and the label of a picture that the server has, and what was saved with it."""
     if (wanted.queue is None) == (wanted.annotation is None):
         raise UserError("Name one picture: 'queue' with its number, or 'annotation' with its name.")
     if wanted.annotation is not None:
         found = _found(state, wanted.annotation)
         label = {SINGLE: found.label} if isinstance(found.label, str) else found.label
-        return found.image.read_bytes(), str(found.record.get("source") or found.image.name), label
+        saved = {"name": found.name, "head": found.head}
+        saved |= {key: found.record.get(key) for key in ("note", "shapes")}
+        return found.image.read_bytes(), str(found.record.get("source") or found.image.name), label, saved
     assert wanted.queue is not None
     gallery = _gallery(state)
     content, source = gallery.content(wanted.queue)
-    return content, source, gallery.pictures.labels(wanted.queue)
+    return content, source, gallery.pictures.labels(wanted.queue), None
 
 
 def _gallery(state: State) -> Gallery:
@@ -143,24 +150,22 @@ def _gallery(state: State) -> Gallery:
     return state.gallery
 
 
-def _names(state: State) -> list[str]:
-    """Return the names of the annotations, sorted."""
-    files = (state.annotations / "annotations").glob("*.json")
-    return sorted(path.stem for path in files if not path.name.startswith("."))
-
-
 def _found(state: State, name: str) -> Annotation:
     """Return an annotation by name; only names that are listed exist, whatever a path may say."""
-    if name not in _names(state):
-        raise HTTPException(404, "There is no such annotation.")
+    _known(state, name)
     return read_annotation(state.annotations, name)
+
+
+def _known(state: State, name: str) -> None:
+    if name not in annotation_names(state.annotations):
+        raise HTTPException(404, "There is no such annotation.")
 
 
 def _listed(state: State) -> dict[str, Any]:
     found: list[dict[str, Any]] = []
-    for name in _names(state):
+    for name in annotation_names(state.annotations):
         try:
-            record = read_annotation(state.annotations, name).record
+            record = annotation_record(state.annotations, name)
         except UserError as problem:
             found.append({"name": name, "error": str(problem)})
             continue
@@ -171,28 +176,45 @@ def _listed(state: State) -> dict[str, Any]:
 
 def _digests(state: State) -> set[str]:
     """Return the starts of the SHA-256s of the annotated images, as their names hold them."""
-    return {name[:16] for name in _names(state)}
+    return {name[:16] for name in annotation_names(state.annotations)}
 
 
-def _save(state: State, case: Case, wanted: AnnotationRequest) -> Annotation:
-    facts = state.predictor.facts
-    head = facts.head(wanted.head) if wanted.head is not None and facts.multitask else None
-    values = from_view(_drawn(wanted.map), facts.preprocessing, (case.upload.picture.height, case.upload.picture.width))
-    answer = case.opened.answer
+def _save(
+    state: State,
+    case: Case,
+    wanted: AnnotationRequest,
+    drawn: np.ndarray,
+    label: str | dict[str, str] | None,
+    head: str | None,
+    after: dict[str, Any] | None,
+) -> Annotation:
+    facts, answer = state.predictor.facts, case.opened.answer
+    values = from_view(drawn, facts.preprocessing, (case.upload.height, case.upload.width))
     record = {
         "source": case.source or case.upload.name,
         "shapes": wanted.shapes,
         "note": wanted.note,
         "model": {"source": facts.source, "name": facts.name, "weights_sha256": facts.weights_sha256},
         "before": _without_probabilities(answers(facts, answer.logits, answer.attention_logits, 3)),
-        "after": case.asked[-1] if case.asked else None,
+        "after": after,
         "tool": f"abn serve {__version__}",
         "time": now(),
     }
-    label = _label(facts, wanted.label)
     return write_annotation(
         state.annotations, case.upload.content, values, label=label, head=head, record=finite(record)
     )
+
+
+def _on_grid(answer: Answer, facts: Facts, head: str | None, drawn: np.ndarray) -> np.ndarray:
+    """Return the maps (T, h, w) to ask with for a map that was saved: averaged over the cells of the network's own."""
+    assert answer.attention is not None
+    maps = np.array(answer.attention, dtype=np.float32)
+    height, width = maps.shape[1:]
+    full = facts.map_range[1] if facts.map_range is not None else float(maps.max())
+    levels = Image.fromarray(drawn.astype(np.float32)).resize((width, height), Image.Resampling.BOX)
+    chosen = slice(None) if head is None or len(maps) == 1 else list(facts.classes).index(head)
+    maps[chosen] = full * np.asarray(levels)
+    return maps
 
 
 def _without_probabilities(said: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ queue, so that a person goes on tomorrow where they stopped today.
 
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from attention_branch.serve.uploads import Limits, read_upload
 ORDERS = ("worst", "uncertain", "name")
 STATES = ("todo", "wrong", "annotated", "skipped", "all")
 FILE = "queue.json"
+_BATCHES_KEPT = 20
+"""Batches after which what the network said is written down."""
 
 
 class Pictures(Protocol):
@@ -49,7 +52,8 @@ class FolderPictures:
         arguments = list(arguments)
         self.title = ", ".join(arguments)
         self.paths = find_images(arguments)
-        self.names = [str(path) for path in self.paths]
+        # A file's name may hold bytes that are no text.
+        self.names = [os.fsencode(path).decode("utf-8", "backslashreplace") for path in self.paths]
         self._classes = set() if facts.multitask else set(facts.classes[SINGLE])
 
     def labels(self, index: int) -> dict[str, str] | None:
@@ -75,6 +79,15 @@ class Entry:
     correct: bool | None
     loss: float | None
     uncertainty: float
+
+    @classmethod
+    def read(cls, values: dict[str, Any]) -> "Entry":
+        """Return what `queue.json` holds of a picture; `TypeError` or `ValueError` where it was damaged."""
+        entry = cls(**values)
+        for number in (entry.probability, entry.uncertainty, *(() if entry.loss is None else (entry.loss,))):
+            if not isinstance(number, int | float):
+                raise TypeError(f"{number!r} is no number.")
+        return entry
 
     @classmethod
     def of(cls, digest: str, facts: Facts, answer: Answer, labels: dict[str, str] | None) -> "Entry":
@@ -117,9 +130,9 @@ class Gallery:
         self.entries: dict[int, Entry] = {}
         self.broken: dict[int, str] = {}
         self.skipped: set[str] = set()
-        self._lock = threading.Lock()
+        self._lock, self._saving = threading.Lock(), threading.Lock()
         self._stop = threading.Event()
-        names = "\n".join(pictures.names).encode("utf-8", "surrogateescape")
+        names = "\n".join(pictures.names).encode("utf-8", "backslashreplace")
         self._key = {"weights_sha256": facts.weights_sha256, "pictures_sha256": hashlib.sha256(names).hexdigest()}
         self._resume()
         self._thread = threading.Thread(target=self._rank, name="abn-gallery", daemon=True)
@@ -128,9 +141,13 @@ class Gallery:
         """Begin to look at the pictures that were not seen yet."""
         self._thread.start()
 
+    def stop(self) -> None:
+        """Begin no further batch."""
+        self._stop.set()
+
     def close(self) -> None:
         """Stop looking, and write down what was found."""
-        self._stop.set()
+        self.stop()
         if self._thread.is_alive():
             self._thread.join(timeout=10)
         self._save()
@@ -142,13 +159,18 @@ class Gallery:
 
     def content(self, index: int) -> tuple[bytes, str]:
         """Return a picture's bytes and its name; `UserError` for a number that there is none of."""
+        self.check(index)
+        return self.pictures.content(index), self.pictures.names[index]
+
+    def check(self, index: int) -> None:
+        """Raise `UserError` for a number that no picture has."""
         if not 0 <= index < len(self.pictures.names):
             raise UserError(f"There is no picture {index}; there are {len(self.pictures.names)}, from 0.")
-        return self.pictures.content(index), self.pictures.names[index]
 
     def set_skipped(self, index: int, skipped: bool) -> None:
         """Mark a picture as passed over, or take the mark back."""
-        name = self.content(index)[1]
+        self.check(index)
+        name = self.pictures.names[index]
         with self._lock:
             (self.skipped.add if skipped else self.skipped.discard)(name)
         self._save()
@@ -220,8 +242,8 @@ class Gallery:
                 try:
                     content, name = self.content(index)
                     upload = read_upload(content, name, self.facts.preprocessing, self.limits)
-                except UserError as problem:
-                    self.broken[index] = str(problem)
+                except Exception as problem:  # One odd picture must not end the list.
+                    self.broken[index] = str(problem) or type(problem).__name__
                     continue
                 batch.append((index, upload.digest, upload.array))
             if not batch:
@@ -229,14 +251,16 @@ class Gallery:
             arrays = np.stack([array for _, _, array in batch])
             try:
                 answers = self.compute.run(partial(self.predict, arrays), priority=BACKGROUND).result()
-            except Exception:
-                # The server is stopping, or this batch cannot be answered; its pictures stay without a rank.
+            except Exception as problem:
                 if self._stop.is_set():
                     return
+                self.broken.update({index: f"It cannot be answered ({problem})." for index, _, _ in batch})
                 continue
             with self._lock:
                 for (index, digest, _), answer in zip(batch, answers, strict=True):
                     self.entries[index] = Entry.of(digest, self.facts, answer, self.pictures.labels(index))
+            if start // size % _BATCHES_KEPT == _BATCHES_KEPT - 1:
+                self._save()
         self._save()
 
     def _resume(self) -> None:
@@ -244,16 +268,17 @@ class Gallery:
             kept = json.loads((self.folder / FILE).read_text(encoding="utf-8"))
             self.skipped = {str(name) for name in kept["skipped"]}
             if kept["key"] == self._key:
-                self.entries = {int(index): Entry(**values) for index, values in kept["entries"].items()}
+                self.entries = {int(index): Entry.read(values) for index, values in kept["entries"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return  # None yet, or a damaged one: the network looks again.
 
     def _save(self) -> None:
-        with self._lock:
-            entries = {str(index): vars(entry) for index, entry in sorted(self.entries.items())}
-            kept = {"format": 1, "key": self._key, "skipped": sorted(self.skipped), "entries": entries}
-        if self.skipped or self.folder.is_dir():
-            write_json(self.folder / FILE, kept)
+        with self._saving:
+            with self._lock:
+                entries = {str(index): vars(entry) for index, entry in sorted(self.entries.items())}
+                kept = {"format": 1, "key": self._key, "skipped": sorted(self.skipped), "entries": entries}
+            if self.skipped or self.folder.is_dir():
+                write_json(self.folder / FILE, kept)
 
 
 def _rank_key(entry: Entry | None, order: str) -> tuple[int, float]:

@@ -66,7 +66,9 @@ class Guard:
         self.application, self.token, self.limits = application, token, limits or Limits()
         self._loopback = _is_loopback(host)
         names = {socket.gethostname(), socket.getfqdn(), host} if not self._loopback else set()
-        self._names = {name.lower() for name in ("localhost", *names, *allowed_hosts)}
+        # A proxy may hand on another Host than the one that its pages come from.
+        self._allowed = {name.lower() for name in allowed_hosts}
+        self._names = {name.lower() for name in ("localhost", *names)} | self._allowed
         self._in_flight = 0
         self._refused = refused
 
@@ -77,18 +79,23 @@ class Guard:
                 await self.application(scope, receive, send)
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        reserved = 0
+        held: list[int] = []
+        try:
+            await self._guarded(scope, receive, send, headers, held)
+        finally:
+            self._in_flight -= sum(held)
+
+    async def _guarded(
+        self, scope: Scope, receive: Receive, send: Send, headers: dict[str, str], held: list[int]
+    ) -> None:
         try:
             self._check_host(headers)
             self._check_origin(scope, headers)
             if self._sign_in(scope):
                 raise Refused(303, "Signed in.", location=_without_token(scope), **{"set-cookie": self._cookie()})
             self._check_token(scope, headers)
-            length = self._declared(headers)
-            reserved = self._reserve(length)
-            body = await self._body(receive, length)
+            body = await self._body(receive, self._declared(headers), held)
         except Refused as problem:
-            self._in_flight -= reserved
             if self._refused is not None and problem.status >= 400:
                 self._refused(problem.status)
             if problem.status != 408:
@@ -96,12 +103,8 @@ class Guard:
             await _answer(send, problem)
             return
         except ConnectionError:
-            self._in_flight -= reserved
             return
-        try:
-            await self.application(scope, _Replay(body, receive), _with_headers(send))
-        finally:
-            self._in_flight -= reserved
+        await self.application(scope, _Replay(body, receive), _with_headers(send))
 
     # --- who ---
 
@@ -120,7 +123,8 @@ class Guard:
     def _check_origin(self, scope: Scope, headers: dict[str, str]) -> None:
         """Refuse requests that another site's page sends; opening the page by a link is not one."""
         origin = headers.get("origin")
-        if origin is not None and _authority(origin) != headers.get("host", "").lower():
+        ours = (headers.get("host", "").lower(), *self._allowed)
+        if origin is not None and not (_authority(origin) in ours or _host_name(_authority(origin)) in self._allowed):
             raise Refused(403, f"Requests from pages of '{origin[:80]}' are not answered.")
         site = headers.get("sec-fetch-site")
         navigation = headers.get("sec-fetch-mode") == "navigate" and scope["method"] == "GET"
@@ -131,9 +135,9 @@ class Guard:
         if self.token is None or scope["path"] in _OPEN_PATHS:
             return
         kind, _, given = headers.get("authorization", "").partition(" ")
-        if kind.lower() == "bearer" and _same(given.strip(), self.token):
+        if kind.lower() == "bearer" and _same(given.strip().encode("latin-1"), self.token):
             return
-        if _same(_cookie_value(headers.get("cookie", "")), _digest(self.token)):
+        if _same(_cookie_value(headers.get("cookie", "")).encode(), _digest(self.token)):
             return
         raise Refused(
             401,
@@ -146,7 +150,7 @@ class Guard:
         if self.token is None or scope["path"] != "/" or scope["method"] != "GET":
             return False
         given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
-        return _same(given, self.token)
+        return _same(given.encode("utf-8", "replace"), self.token)
 
     def _cookie(self) -> str:
         assert self.token is not None
@@ -156,28 +160,32 @@ class Guard:
 
     def _declared(self, headers: dict[str, str]) -> int | None:
         text = headers.get("content-length")
+        if "transfer-encoding" in headers:
+            if text is not None:
+                # Which of the two counts is told differently by different programs: a way to smuggle requests.
+                raise Refused(400, "A request has a Content-Length or a Transfer-Encoding, not both.")
+            return None
         if text is None:
-            return None if "transfer-encoding" in headers else 0
+            return 0
         if not (text.isascii() and text.isdigit()):
             raise Refused(400, "The Content-Length is no number.")
         if len(text) > 18 or int(text) > self.limits.body:
             raise Refused(413, f"The body has more than the {self.limits.body} bytes that are taken.")
         return int(text)
 
-    def _reserve(self, length: int | None) -> int:
-        """Count a body's bytes while it is here, so that all bodies together stay within bounds."""
-        wanted = self.limits.body if length is None else length
-        if wanted and self._in_flight + wanted > self.limits.in_flight:
+    def _count(self, held: list[int], size: int) -> None:
+        """Count bytes that have come, so that all bodies together stay within bounds."""
+        if self._in_flight + size > self.limits.in_flight:
             raise Refused(503, "Too many uploads at once.", **{"retry-after": "1"})
-        self._in_flight += wanted
-        return wanted
+        self._in_flight += size
+        held.append(size)
 
-    async def _body(self, receive: Receive, length: int | None) -> bytes:
+    async def _body(self, receive: Receive, length: int | None, held: list[int]) -> bytes:
         if length == 0:
             return b""
         try:
             async with asyncio.timeout(self.limits.upload):
-                return await self._read(receive)
+                return await self._read(receive, held)
         except TimeoutError:
             raise Refused(408, f"The body did not arrive within {self.limits.upload:.0f} s.") from None
 
@@ -200,7 +208,7 @@ class Guard:
         except TimeoutError:
             return
 
-    async def _read(self, receive: Receive) -> bytes:
+    async def _read(self, receive: Receive, held: list[int]) -> bytes:
         parts, size = [], 0
         while True:
             message = await receive()
@@ -210,6 +218,7 @@ class Guard:
             size += len(part)
             if size > self.limits.body:
                 raise Refused(413, f"The body has more than the {self.limits.body} bytes that are taken.")
+            self._count(held, len(part))
             parts.append(part)
             if not message.get("more_body"):
                 return b"".join(parts)
@@ -276,8 +285,8 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _same(given: str, token: str) -> bool:
-    return hmac.compare_digest(given.encode(), token.encode())
+def _same(given: bytes, token: str) -> bool:
+    return hmac.compare_digest(given, token.encode())
 
 
 def _digest(token: str) -> str:

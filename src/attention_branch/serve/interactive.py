@@ -6,12 +6,11 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
-from PIL import Image
 
 from attention_branch.errors import UserError
 from attention_branch.serve.cases import Case
 from attention_branch.serve.corrections import stored
-from attention_branch.serve.predictor import Answer, ByHead, Facts
+from attention_branch.serve.predictor import Answer, ByHead, Facts, probabilities
 from attention_branch.serve.reading import reading
 from attention_branch.serve.records import answers, finite, map_array, map_facts, maps_by_head, now, trace
 from attention_branch.serve.schemas import OpenRequest, Question
@@ -29,17 +28,18 @@ def interactive(state: State) -> APIRouter:
     @router.post("", summary="Open an image: a picture (form or body), or one that the server has (JSON)")
     async def open_image(request: Request) -> JSONResponse:
         if request.headers.get("content-type", "").startswith("application/json"):
-            content, source, label = await asyncio.to_thread(stored, state, await read_json(request, OpenRequest))
+            wanted = await read_json(request, OpenRequest)
+            content, source, label, saved = await asyncio.to_thread(stored, state, wanted)
             name = source.rpartition("/")[2]
         else:
             files = await uploads(request, state.limits)
             if len(files) != 1:
                 raise UserError(f"{len(files)} files were sent; open one at a time.")
-            (name, content), source, label = files[0], None, None
+            (name, content), source, label, saved = files[0], None, None, None
         upload = await state.decode(content, name)
         opened = await asyncio.wrap_future(state.compute.run(lambda: state.predictor.open(upload.array)))
         case = state.cases.add(upload, opened, label, source)
-        return JSONResponse(finite(_described(facts, case)), 201)
+        return JSONResponse(finite(_described(facts, case) | ({"saved": saved} if saved else {})), 201)
 
     @router.get("/{key}", summary="An open image's answer")
     async def image(key: str) -> JSONResponse:
@@ -47,12 +47,7 @@ def interactive(state: State) -> APIRouter:
 
     @router.get("/{key}/view.png", summary="What the network sees of the picture", response_class=Response)
     async def view(key: str) -> Response:
-        seen = facts.preprocessing.image(state.case(key).upload.picture)
-        return Response(png_bytes(seen), media_type="image/png")
-
-    @router.get("/{key}/picture.png", summary="The whole picture, at most 1024 pixels wide or high")
-    async def picture(key: str) -> Response:
-        return Response(await asyncio.to_thread(_small, state.case(key).upload.picture), media_type="image/png")
+        return Response(png_bytes(state.case(key).upload.view), media_type="image/png")
 
     @router.get("/{key}/map", summary="The map of a method, for any class")
     async def explained(
@@ -75,7 +70,7 @@ def interactive(state: State) -> APIRouter:
                 case.maps.clear()
             case.maps[wanted] = found
         found = case.maps[wanted]
-        shown = index if index is not None else int(np.argmax(_wide(case.opened.answer.logits[chosen])))
+        shown = index if index is not None else int(probabilities(case.opened.answer.logits[chosen]).argmax())
         return JSONResponse(
             finite(
                 map_facts(found.values, found.value_range, chosen if facts.multitask else None)
@@ -129,8 +124,8 @@ def full_record(facts: Facts, case: Case) -> dict[str, Any]:
         "file": case.upload.name,
         "source": case.source,
         "label": case.label,
-        "width": case.upload.picture.width,
-        "height": case.upload.picture.height,
+        "width": case.upload.width,
+        "height": case.upload.height,
         **answers(facts, answer.logits, answer.attention_logits, 5),
         "maps": [
             map_facts(values, facts.map_range, head) | {"method": "attention", "values": map_array(values)}
@@ -144,16 +139,6 @@ def full_record(facts: Facts, case: Case) -> dict[str, Any]:
 def _described(facts: Facts, case: Case) -> dict[str, Any]:
     height, width = facts.preprocessing.size
     return full_record(facts, case) | {"id": case.id, "view": {"height": height, "width": width}}
-
-
-def _small(picture: Image.Image) -> bytes:
-    shown = picture.copy()
-    shown.thumbnail((1024, 1024))
-    return png_bytes(shown)
-
-
-def _wide(logits: np.ndarray) -> np.ndarray:
-    return np.concatenate([np.zeros_like(logits), logits]) if len(logits) == 1 else logits
 
 
 def _given(facts: Facts, answer: Answer, given: dict[str, list[list[float]]]) -> np.ndarray:
@@ -176,12 +161,14 @@ def _given(facts: Facts, answer: Answer, given: dict[str, list[list[float]]]) ->
 
 
 def _remember(case: Case, maps: np.ndarray, logits: ByHead, facts: Facts) -> None:
-    """Note what was asked, without end only so far: a stroke is one entry."""
+    """Note what was asked, so far back as is useful: a stroke is one entry."""
     del case.asked[: max(0, len(case.asked) + 1 - _LONGEST_HISTORY)]
+    said = answers(facts, logits, None, 1)
+    heads = {head: part["prediction"] for head, part in said["heads"].items()} if facts.multitask else None
     case.asked.append(
         {
             "time": now(),
             "mean_of_map": [round(float(values.mean()), 6) for values in maps],
-            **{key: value for key, value in answers(facts, logits, None, 1).items() if key in ("prediction", "heads")},
+            **({"heads": heads} if heads else {"prediction": said["prediction"]}),
         }
     )

@@ -1,13 +1,12 @@
 """A file of `abn export` behind the server, run by onnxruntime; torch need not be installed."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from attention_branch.errors import UserError
 from attention_branch.onnx_model import OnnxModel
-from attention_branch.serve.predictor import SINGLE, Answer, ByHead, ClassMap, Facts, probabilities
+from attention_branch.serve.predictor import SINGLE, Answer, ByHead, ClassMap, Facts, named_classes, probabilities
 from attention_branch.serve.without import answer_without
 from attention_branch.versions import versions
 
@@ -21,15 +20,12 @@ class OnnxPredictor:
     def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
         """Load a file; `UserError` where it is none of `abn export`."""
         self.model = model = OnnxModel.load(path, threads=threads)
-        heads = model.heads or {SINGLE: int(model.num_classes or 0)}
-        names: Any = model.class_names
-        listed = names if isinstance(names, dict) else {SINGLE: names} if names else {}
         self.facts = Facts(
             name=model.name,
             source=str(path),
             weights_sha256=model.details["weights_sha256"],
             mechanism=model.mechanism if model.is_abn else None,
-            classes={h: listed.get(h) or [str(index) for index in range(max(2, k))] for h, k in heads.items()},
+            classes=named_classes(model.heads, model.num_classes, model.class_names),
             multitask=model.heads is not None,
             preprocessing=model.preprocessing,
             map_range=model.map_range,

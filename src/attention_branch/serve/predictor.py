@@ -15,6 +15,9 @@ SINGLE = "label"
 
 ByHead = Mapping[str, np.ndarray]
 
+_SHOWN = 80
+"""Letters of a stranger's word that are compared and said again; more would cost time and say nothing."""
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -38,17 +41,13 @@ class Facts:
     engine: str
     versions: Mapping[str, str] = field(default_factory=dict)
 
-    @property
-    def has_branch(self) -> bool:
-        """Whether the network makes an attention map."""
-        return self.mechanism is not None
-
     def head(self, name: str | None) -> str:
         """Return a head that was named, or the first; `UserError` for one that the network does not have."""
         if name is None or (name == SINGLE and not self.multitask):
             return next(iter(self.classes))
         if name not in self.classes:
-            raise UserError(f"There is no head '{name}'.{did_you_mean(name, self.classes)} See /v1/model for them.")
+            shown = name[:_SHOWN]
+            raise UserError(f"There is no head '{shown}'.{did_you_mean(shown, self.classes)} See /v1/model for them.")
         return name
 
     def class_index(self, head: str, wanted: str | int | None) -> int | None:
@@ -59,9 +58,10 @@ class Facts:
         if isinstance(wanted, str) and wanted in names:
             return names.index(wanted)
         text = str(wanted)
-        if text.isascii() and text.isdigit() and int(text) < len(names):
+        if text.isascii() and text.isdigit() and len(text) < 10 and int(text) < len(names):
             return int(text)
-        raise UserError(f"There is no class '{text}'.{did_you_mean(text, names)} See /v1/model for them.")
+        shown = text[:_SHOWN]
+        raise UserError(f"There is no class '{shown}'.{did_you_mean(shown, names)} See /v1/model for them.")
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -80,6 +80,17 @@ class Facts:
             "engine": self.engine,
             "versions": dict(self.versions),
         }
+
+
+def named_classes(heads: Mapping[str, int] | None, count: int | None, names: Any) -> dict[str, list[str]]:
+    """Return the class names by head, of a single task under `SINGLE`; numbers where there are none.
+
+    A head of one logit has two classes.
+    """
+    sizes = dict(heads) if heads is not None else {SINGLE: int(count or 0)}
+    listed = names if isinstance(names, Mapping) else {SINGLE: names}
+    numbered = {head: [str(index) for index in range(max(2, size))] for head, size in sizes.items()}
+    return {head: list(listed.get(head) or numbers) for head, numbers in numbered.items()}
 
 
 @dataclass(frozen=True)

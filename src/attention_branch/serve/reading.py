@@ -56,7 +56,7 @@ def _collapsed(values: np.ndarray, bounded: bool) -> dict[str, str] | None:
     if bounded and (high < EDGE or low > 1 - EDGE):
         return _sentence(f"The map is near {'0' if high < EDGE else '1'} everywhere: it says nothing.", unsure=True)
     least = SPREAD if bounded else SPREAD * max(abs(low), abs(high))
-    if float(values.std()) < least:
+    if float(values.std()) <= least:
         return _sentence("The map is nearly the same everywhere: it prefers no place.", unsure=True)
     return None
 

@@ -84,8 +84,8 @@ def prediction(
     """Return one image's answer for a program. `maps` is "none", "array" or "png"; T maps come as a list of T."""
     said: dict[str, Any] = {
         "file": upload.name,
-        "width": upload.picture.width,
-        "height": upload.picture.height,
+        "width": upload.width,
+        "height": upload.height,
         **answers(facts, answer.logits, answer.attention_logits, top),
     }
     if maps != "none":

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import quote
 
 import uvicorn
 
@@ -19,6 +20,7 @@ from attention_branch.serve.gallery import FolderPictures, Gallery, Pictures
 from attention_branch.serve.guard import Application
 from attention_branch.serve.metrics import Metrics
 from attention_branch.serve.predictor import Predictor
+from attention_branch.serve.protocol import PatientProtocol
 from attention_branch.serve.state import State
 from attention_branch.serve.uploads import Limits
 
@@ -108,7 +110,8 @@ def make_state(
     )
     counted.append(Metrics(predictor.facts, lambda: compute.queued, lambda: len(cases)))
     decoders = ThreadPoolExecutor(max(1, min(4, os.cpu_count() or 1)), "abn-decode")
-    state = State(predictor, compute, cases, limits, counted[0], annotations, decoders)
+    saver = ThreadPoolExecutor(1, "abn-save")
+    state = State(predictor, compute, cases, limits, counted[0], annotations, decoders, saver)
     if pictures is not None:
         state.gallery = Gallery(pictures, predictor.facts, compute, predictor.predict, annotations, limits)
         state.gallery.start()
@@ -117,10 +120,13 @@ def make_state(
 
 def close_state(state: State) -> None:
     """Stop what runs in the background, and keep what was found out."""
+    if state.gallery is not None:
+        state.gallery.stop()
     state.compute.close()
+    state.saver.shutdown(wait=True)
+    state.decoders.shutdown(wait=False, cancel_futures=True)
     if state.gallery is not None:
         state.gallery.close()
-    state.decoders.shutdown(wait=False, cancel_futures=True)
 
 
 def _pictures(
@@ -161,13 +167,15 @@ def _announce(state: State, listener: socket.socket, token: str | None, host: st
     print(f"Annotations go to {state.annotations}.")
     if host not in ("127.0.0.1", "localhost", "::1") and token is None:
         print("Everybody who reaches this address can use it; --token TOKEN asks for one.")
-    print(f"Open http://{shown}:{port}/{f'?token={token}' if token else ''}  (Ctrl-C stops)", flush=True)
+    query = f"?token={quote(token, safe='')}" if token else ""
+    print(f"Open http://{shown}:{port}/{query}  (Ctrl-C stops)", flush=True)
 
 
 def _run(app: Application, listener: socket.socket) -> None:
     logging.basicConfig(format="%(levelname)s %(message)s")
     config = uvicorn.Config(
         app,
+        http=PatientProtocol,
         log_level="warning",
         access_log=False,
         lifespan="off",

@@ -1,8 +1,10 @@
 """The shapes of what the API takes and gives, for its OpenAPI description."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+Word = Annotated[str, Field(max_length=500)]
 
 
 class Share(BaseModel):
@@ -79,7 +81,7 @@ class ErrorReply(BaseModel):
 class Question(BaseModel):
     """Maps to answer with, by head; of a network with one map, under any one head or 'label'."""
 
-    maps: dict[str, list[list[float]]] = Field(
+    maps: dict[Annotated[str, Field(max_length=200)], list[list[float]]] = Field(
         description="Rows of numbers in the map's range, of the map's size.",
         examples=[{"label": [[0.0, 0.5], [1.0, 0.0]]}],
     )
@@ -90,8 +92,8 @@ class AnnotationRequest(BaseModel):
     """A person's map of an open image, to be saved."""
 
     map: str = Field(description="8-bit grey PNG over what the network sees, base64: 0 = not here, 255 = look here.")
-    label: str | dict[str, str] | None = Field(None, description="The true class, or one by head.")
-    head: str | None = Field(None, description="The head that the map is for, where each has its own.")
+    label: Word | dict[Word, Word] | None = Field(None, description="The true class, or one by head.")
+    head: Word | None = Field(None, description="The head that the map is for, where each has its own.")
     shapes: list[dict[str, Any]] = Field(default_factory=list, max_length=200)
     note: str = Field("", max_length=2000)
 
@@ -100,7 +102,7 @@ class OpenRequest(BaseModel):
     """A picture that the server has: of the queue, by its number, or of a saved annotation, by its name."""
 
     queue: int | None = Field(None, ge=0, description="Its number in the queue.")
-    annotation: str | None = Field(None, description="The annotation's name.")
+    annotation: Word | None = Field(None, description="The annotation's name.")
 
 
 class QueueState(BaseModel):

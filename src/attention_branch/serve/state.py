@@ -1,10 +1,12 @@
 """What the routes share: the network, its thread, the open images, the queue and the annotations."""
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
@@ -18,6 +20,8 @@ from attention_branch.serve.metrics import Metrics
 from attention_branch.serve.predictor import Predictor
 from attention_branch.serve.uploads import Limits, Upload, read_upload, safe_name
 
+Result = TypeVar("Result")
+
 
 @dataclass
 class State:
@@ -30,24 +34,39 @@ class State:
     metrics: Metrics
     annotations: Path
     decoders: ThreadPoolExecutor
+    saver: ThreadPoolExecutor
     gallery: Gallery | None = None
     decoding: int = 0
 
     async def decode(self, content: bytes, name: str) -> Upload:
         """Decode a picture on a thread of its own; `UserError` for a bad one, `Busy` when too many wait."""
-        if self.decoding >= self.limits.waiting:
-            raise Busy(f"{self.decoding} images are waiting to be decoded already.", 2)
-        self.decoding += 1
         try:
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(
-                self.decoders, read_upload, content, name, self.predictor.facts.preprocessing, self.limits
+            return await self.on_decoder(
+                partial(read_upload, content, name, self.predictor.facts.preprocessing, self.limits)
             )
         except UserError:
             self.metrics.bad_images.inc()
             raise
-        finally:
-            self.decoding -= 1
+
+    async def on_decoder(self, work: Callable[[], Result]) -> Result:
+        """Run what decodes pictures on the threads for that; `Busy` when too much waits there, or for too long."""
+        if self.decoding >= self.limits.waiting:
+            raise Busy(f"{self.decoding} pictures are waiting to be decoded already.", 2)
+        self.decoding += 1
+        future = self.decoders.submit(work)
+        future.add_done_callback(self._decoded)
+        try:
+            async with asyncio.timeout(self.limits.patience):
+                return await asyncio.wrap_future(future)
+        except TimeoutError:
+            raise Busy("The pictures in line before it took too long to decode.", 2) from None
+
+    def _decoded(self, _: object) -> None:
+        self.decoding -= 1
+
+    async def on_saver(self, work: Callable[[], Result]) -> Result:
+        """Run what writes annotations: one after the other, so that two cannot mix and their memory does not add up."""
+        return await asyncio.wrap_future(self.saver.submit(work))
 
     def case(self, key: str) -> Case:
         """Return an open image, or answer 404."""
@@ -83,7 +102,7 @@ async def read_json(request: Request, shape: type[BaseModel]) -> Any:
         return shape.model_validate_json(body)
     except ValidationError as problem:
         first = problem.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"][:4])
+        where = ".".join(str(part)[:60] for part in first["loc"][:4])
         raise HTTPException(
             422, f"The JSON body does not fit: {where + ': ' if where else ''}{first['msg']}."
         ) from None

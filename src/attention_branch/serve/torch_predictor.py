@@ -11,7 +11,7 @@ from attention_branch.errors import UserError
 from attention_branch.explanations import explain
 from attention_branch.files import sha256
 from attention_branch.models.saving import WEIGHTS, load_model, model_folder
-from attention_branch.serve.predictor import SINGLE, Answer, ByHead, ClassMap, Facts
+from attention_branch.serve.predictor import SINGLE, Answer, ByHead, ClassMap, Facts, named_classes
 from attention_branch.serve.without import answer_without
 from attention_branch.versions import LIBRARIES, versions
 
@@ -32,15 +32,12 @@ class TorchPredictor:
         with torch.inference_mode():
             output = model(blank)
         self.abn = bool(model.is_abn)
-        names = model.class_names
-        heads = model.heads or {SINGLE: int(model.num_classes)}
-        listed = names if isinstance(names, dict) else {SINGLE: names} if names else {}
         self.facts = Facts(
             name=model.name,
             source=str(run),
             weights_sha256=sha256(folder / WEIGHTS),
             mechanism=model.mechanism,
-            classes={h: listed.get(h) or [str(index) for index in range(max(2, k))] for h, k in heads.items()},
+            classes=named_classes(model.heads, model.num_classes, model.class_names),
             multitask=model.heads is not None,
             preprocessing=model.preprocessing,
             map_range=model.map_range if self.abn else None,

@@ -12,7 +12,7 @@ from attention_branch.data.images import open_header, open_image
 from attention_branch.errors import UserError
 from attention_branch.models.preprocessing import Preprocessing
 
-FORMATS = frozenset({"JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF"})
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
 """What the server decodes: the usual kinds of pictures. Every further decoder is a door for strangers' bytes."""
 
 
@@ -38,12 +38,18 @@ class Limits:
 
 @dataclass(frozen=True)
 class Upload:
-    """A decoded picture: its bytes as they came, their SHA-256, RGB pixels, and the network's input (3, H, W)."""
+    """A picture that was read: its bytes as they came, their SHA-256, its size upright, and what the network sees.
+
+    `view` is the part that the network sees, as a picture; `array` the same as its input (3, H, W). The picture itself
+    is not kept: a small file may hold a very large one.
+    """
 
     name: str
     content: bytes
     digest: str
-    picture: Image.Image
+    width: int
+    height: int
+    view: Image.Image
     array: np.ndarray
 
 
@@ -56,17 +62,25 @@ def safe_name(name: str | None) -> str:
 
 def read_upload(content: bytes, name: str, preprocessing: Preprocessing, limits: Limits) -> Upload:
     """Decode a picture and prepare it for the network; `UserError` for what is broken, too large or no picture."""
-    header = open_header(content, name)
-    if header.format not in FORMATS:
-        raise UserError(f"'{name}' is {header.format}; send JPEG, PNG, WebP, BMP, GIF, TIFF, PPM or AVIF.")
+    picture = read_picture(content, name, preprocessing, limits)
+    view = preprocessing.image(picture)
+    digest = sha256(content).hexdigest()
+    return Upload(name, content, digest, picture.width, picture.height, view, preprocessing.array_of_view(view))
+
+
+def read_picture(content: bytes, name: str, preprocessing: Preprocessing, limits: Limits) -> Image.Image:
+    """Decode a picture within limits, also of what the network's scaling would make of it; `UserError` beyond them."""
+    header = open_header(content, name, FORMATS)
     if header.width * header.height > limits.pixels:
         raise UserError(
             f"'{name}' has {header.width}x{header.height} pixels, more than the {limits.pixels} this server takes; "
             "make it smaller."
         )
+    for size in ((header.height, header.width), (header.width, header.height)):
+        if preprocessing.pixels_to_scale(size) > limits.pixels:
+            raise UserError(f"'{name}' of {header.width}x{header.height} pixels is too long and thin; cut it.")
     header.close()
-    picture = open_image(content, name)
-    return Upload(name, content, sha256(content).hexdigest(), picture, preprocessing.array(picture))
+    return open_image(content, name)
 
 
 def png_bytes(picture: Image.Image) -> bytes:

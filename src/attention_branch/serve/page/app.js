@@ -1,9 +1,11 @@
-// The page: what is open, what is shown of it, and what every control does.
+// The page: what is open, what is shown of it, what is asked and saved.
 
 import * as api from "./api.js";
+import { answerOf, percent, showAnswer, showReading, showTrace } from "./answer.js";
+import { check, choose, walk, wire } from "./controls.js";
 import { Drawing } from "./drawing.js";
-import { EditedMap, extremes, fromRows, toRows, upsample } from "./map.js";
 import { Lists } from "./lists.js";
+import { EditedMap, extremes, fromRows, toRows, upsample } from "./map.js";
 import { colored, range, Stage, thumbnail } from "./stage.js";
 
 const NAMES = { attention: "Attention", "attention-class": "Evidence", cam: "CAM", "grad-cam": "Grad-CAM",
@@ -12,20 +14,19 @@ const FINE = 224; // fewest fine places along a picture's longer side
 const TOP = 5;
 
 const $ = (id) => document.getElementById(id);
-const percent = (share) => `${(100 * share).toFixed(1)} %`;
 
 let facts, colors;
 let current = null; // the open image
+const turns = {}; // the latest of each kind of request: an older one's answer comes too late
+
 const stage = new Stage($("stage"), $("frame"));
 const drawing = new Drawing(stage, {
-  get edited() { return current && !facts.question ? current.edited[current.slot] : null; },
+  get edited() { return current && !facts.question ? current.edited[current.slot] ?? null : null; },
   get factor() { return current.factor; },
   changed: (final) => changed(final),
   refused: () => facts.question && complain(facts.question),
 });
 const lists = new Lists(() => facts, { open: openListed, complain, said });
-
-// --- messages ---
 
 function complain(text) {
   $("message").textContent = text;
@@ -33,46 +34,61 @@ function complain(text) {
 }
 function said(text) { $("said").textContent = text; }
 
+// Whether what began with this number is still the latest of its kind.
+function begin(kind) {
+  const turn = turns[kind] = (turns[kind] ?? 0) + 1, opened = current;
+  return () => turns[kind] === turn && current === opened;
+}
+
+let working = 0;
 async function attempt(work) {
   complain("");
-  $("working").hidden = false;
+  $("working").hidden = ++working === 0;
   try {
     return await work();
   } catch (problem) {
     complain(problem.message);
     return null;
   } finally {
-    $("working").hidden = true;
+    $("working").hidden = --working === 0;
   }
 }
 
 // --- opening ---
 
-async function openFile(file) {
+const dirty = () => current !== null && [...current.unsaved].some((slot) => current.edited[slot].edited);
+const mayLeave = () => !dirty() || window.confirm("The map that you drew is not saved. Leave it?");
+
+async function open(request, from) {
   if (!mayLeave()) return;
-  const reply = await attempt(() => api.openFile(file));
-  if (reply) await shown(reply, {});
+  const before = current, version = current?.version, latest = begin("open");
+  const reply = await attempt(request);
+  const picture = reply && latest() ? await attempt(() => api.image(`/v1/images/${reply.id}/view.png`)) : null;
+  // Somebody may have gone on drawing meanwhile.
+  if (!picture || !latest() || (before && before.version !== version && !mayLeave())) return;
+  await shown(reply, picture, from);
 }
 
-async function openListed(what) {
-  if (!mayLeave()) return;
-  const reply = await attempt(() => ("queue" in what ? api.openQueued(what.queue) : api.openSaved(what.saved)));
-  if (!reply) return;
-  await shown(reply, what);
-  choose("look");
-  $("stage").focus();
+const openFile = (file) => open(() => api.openFile(file), { file });
+function openListed(what) {
+  return open(() => ("queue" in what ? api.openQueued(what.queue) : api.openSaved(what.saved)), what);
+}
+const askedAgain = ({ file, queue, saved }) => (file ? () => api.openFile(file)
+  : queue !== undefined ? () => api.openQueued(queue) : saved !== undefined ? () => api.openSaved(saved) : null);
+
+function remember() {
+  const { saved, queue } = current.from;
+  const what = saved !== undefined ? `saved=${encodeURIComponent(saved)}` : queue !== undefined ? `queue=${queue}`
+    : `image=${current.id}`;
+  history.replaceState(null, "", `#${what}`);
 }
 
-function mayLeave() {
-  return !(current && current.dirty) || window.confirm("The map that you drew is not saved. Leave it?");
-}
-
-async function shown(reply, { queue = null, saved = null }) {
-  const picture = await attempt(() => api.image(`/v1/images/${reply.id}/view.png`));
-  if (!picture) return;
+async function shown(reply, picture, from) {
+  drawing.forget();
   const longer = Math.max(picture.naturalWidth, picture.naturalHeight);
-  current = { id: reply.id, reply, picture, queue, saved, maps: {}, edited: {}, answers: {}, dirty: false,
-    factor: Math.max(1, Math.ceil(FINE / longer)), head: headNames()[0], slot: null, method: facts.methods[0] };
+  current = { id: reply.id, reply, picture, from, maps: {}, edited: {}, answers: {}, unsaved: new Set(), version: 0,
+    labels: { ...reply.label }, factor: Math.max(1, Math.ceil(FINE / longer)), head: reply.saved?.head ?? headNames()[0],
+    slot: null, method: facts.methods[0] ?? "picture" };
   for (const map of reply.maps) {
     const own = fromRows(map.values), key = map.head ?? "label";
     current.maps[`attention|${key}`] = { map: own, reply: map };
@@ -82,31 +98,40 @@ async function shown(reply, { queue = null, saved = null }) {
       current.edited[key] = new EditedMap(own, ...size, top);
     }
   }
-  history.replaceState(null, "", `#${saved ? `saved=${saved}` : queue !== null ? `queue=${queue}` : `image=${reply.id}`}`);
+  remember();
+  choose("look");
   $("drop").hidden = true;
-  stage.cursor = stage.sketch = null;
+  stage.cursor = null;
   stage.show(picture);
-  fillHead();
-  if (saved) await loadSaved(saved);
+  $("head-field").hidden = !facts.multitask;
+  $("head").replaceChildren(...headNames().map((name) => new Option(name, name)));
+  $("head").value = current.head;
+  fillClasses();
   describe();
+  if (reply.saved) await loadSaved(reply.saved);
   await showLayer();
   said(`${reply.file} is open. ${$("prediction").textContent}, ${$("probability").textContent}.`);
   readAloud();
   showBeside();
 }
 
-async function loadSaved(name) {
+async function loadSaved({ name, head, note, shapes }) {
+  $("note").value = note ?? "";
+  const opened = current;
   const drawn = await attempt(() => api.image(`/v1/annotations/${encodeURIComponent(name)}/view.png`));
-  const edited = current.edited[current.slot];
-  if (!drawn || !edited) return;
-  const canvas = document.createElement("canvas");
-  canvas.width = edited.width;
-  canvas.height = edited.height;
-  const context = canvas.getContext("2d", { willReadFrequently: true });
-  context.drawImage(drawn, 0, 0, edited.width, edited.height);
-  const { data } = context.getImageData(0, 0, edited.width, edited.height);
-  edited.remember();
-  edited.load(Uint8Array.from({ length: edited.drawn.length }, (_, i) => data[4 * i]));
+  if (!drawn || current !== opened) return;
+  const slots = head !== null && current.edited[head] ? [head] : Object.keys(current.edited);
+  for (const edited of slots.map((slot) => current.edited[slot])) {
+    const canvas = document.createElement("canvas");
+    canvas.width = edited.width;
+    canvas.height = edited.height;
+    const context = canvas.getContext("2d", { willReadFrequently: true });
+    context.drawImage(drawn, 0, 0, edited.width, edited.height);
+    const { data } = context.getImageData(0, 0, edited.width, edited.height);
+    edited.remember();
+    edited.load(Uint8Array.from({ length: edited.drawn.length }, (_, i) => data[4 * i]), shapes ?? []);
+  }
+  historyButtons();
   ask();
 }
 
@@ -114,15 +139,6 @@ async function loadSaved(name) {
 
 const headNames = () => Object.keys(facts.classes);
 const headQuery = () => (facts.multitask ? current.head : null);
-const answerOf = (reply, head) => (reply.heads ? reply.heads[head] : reply);
-
-function fillHead() {
-  $("head-field").hidden = !facts.multitask;
-  $("head").replaceChildren(...headNames().map((name) => new Option(name, name)));
-  $("head").value = current.head;
-  if (current.saved && current.reply.saved_head) $("head").value = current.head = current.reply.saved_head;
-  fillClasses();
-}
 
 function fillClasses() {
   current.slot = current.edited[current.head] ? current.head : Object.keys(current.edited)[0] ?? null;
@@ -130,7 +146,7 @@ function fillClasses() {
   const options = names.map((name, index) => new Option(name, index));
   $("class").replaceChildren(new Option(`${answer.prediction.class} (predicted)`, ""), ...options);
   $("label").replaceChildren(new Option("not known", ""), ...names.map((name) => new Option(name, name)));
-  const known = current.reply.label?.[current.head];
+  const known = current.labels[current.head];
   $("label").value = names.includes(known) ? known : "";
   $("truth").textContent = known ? `Labelled '${known}'.` : "";
 }
@@ -141,10 +157,17 @@ function layerButtons() {
     button.setAttribute("role", "radio");
     button.dataset.method = method;
     button.textContent = method === "picture" ? "Picture alone" : NAMES[method] ?? method;
-    button.onclick = () => { if (current) { current.method = method; showLayer(); } };
+    button.onclick = () => showMethod(method);
     return button;
   }));
-  radios($("layers"));
+  check($("layers"), () => false);
+  walk($("layers"));
+}
+
+function showMethod(method) {
+  if (!current) return;
+  current.method = method;
+  showLayer();
 }
 
 const wantsClass = (method) => !["attention", "soft-masks", "rollout", "picture"].includes(method);
@@ -153,29 +176,33 @@ async function mapOf(method) {
   const chosen = wantsClass(method) && $("class").value !== "" ? Number($("class").value) : null;
   const own = current.maps[`attention|${current.head}`] ?? current.maps["attention|label"];
   if (method === "attention" && own) return own;
-  const key = `${method}|${current.head}|${chosen}`;
-  if (!current.maps[key]) {
-    const opened = current;
-    const reply = await api.map(current.id, method, headQuery(), chosen);
+  const opened = current, key = `${method}|${current.head}|${chosen}`;
+  if (!opened.maps[key]) {
+    const reply = await api.map(opened.id, method, headQuery(), chosen);
     opened.maps[key] = { map: fromRows(reply.values), reply };
-    return opened.maps[key];
   }
-  return current.maps[key];
+  return opened.maps[key];
+}
+
+function markLayer() {
+  check($("layers"), (button) => button.dataset.method === current.method);
+  $("class-field").hidden = !wantsClass(current.method);
+  for (const button of $("beside").children) {
+    button.setAttribute("aria-pressed", String(button.dataset.method === current.method));
+  }
 }
 
 async function showLayer() {
   if (!current) return;
-  const opened = current, method = current.method;
-  check($("layers"), (button) => button.dataset.method === method);
-  $("class-field").hidden = !wantsClass(method);
+  const latest = begin("layer"), method = current.method;
+  markLayer();
   if (method === "picture") {
     stage.lay(null);
     $("legend").hidden = true;
     return;
   }
   const found = await attempt(() => mapOf(method));
-  if (!found || current !== opened || current.method !== method) return;
-  paintLayer(found);
+  if (found && latest()) paintLayer(found);
 }
 
 function paintLayer(found) {
@@ -183,7 +210,8 @@ function paintLayer(found) {
   const mine = current.method === "attention" && edited?.edited && !$("compare").checked;
   const size = [current.picture.naturalHeight * current.factor, current.picture.naturalWidth * current.factor];
   const fine = mine ? edited.shown() : upsample(found.map, ...size);
-  const scale = range(mine ? edited.shown() : found.map, found.reply.value_range, $("scale").value === "stretched");
+  const bounds = found.reply.value_range ?? (mine ? [0, edited.top] : null);
+  const scale = range(mine ? fine : found.map, bounds, $("scale").value === "stretched");
   stage.lay(colored(fine, scale, colors, $("opacity").value / 100, true));
   showLegend(scale, found, mine);
 }
@@ -201,106 +229,9 @@ function showLegend([low, high], { map, reply }, mine) {
     (mine ? "" : `, from ${least.toFixed(2)} to ${most.toFixed(2)}`);
 }
 
-// --- the answer ---
-
-function describe() {
-  for (const card of ["answer-card", "trace-card", "beside-card"]) $(card).hidden = false;
-  $("correct-card").hidden = Object.keys(current.edited).length === 0;
-  $("tools").disabled = Boolean(facts.question);
-  $("no-question").hidden = !facts.question;
-  $("no-question").textContent = facts.question ?? "";
-  $("skip").hidden = $("next").hidden = current.queue === null;
-  $("saved-line").textContent = "";
-  $("note").value = "";
-  $("compare").checked = false;
-  history_buttons();
-  showAnswer();
-  const { reply } = current, trace = [["picture", `${reply.file}, ${reply.width}×${reply.height}`],
-    ["picture SHA-256", reply.image_sha256], ["model", reply.model], ["model SHA-256", reply.model_sha256],
-    ["preprocessing", Object.entries(reply.preprocessing).map(([name, value]) => `${name} ${value}`).join(", ")],
-    ["computed by", reply.engine],
-    ["versions", Object.entries(reply.versions).map(([name, value]) => `${name} ${value}`).join(", ")],
-    ["time", reply.time]];
-  $("trace").replaceChildren(...trace.flatMap(([name, value]) => {
-    const term = document.createElement("dt"), text = document.createElement("dd");
-    term.textContent = name;
-    text.textContent = value;
-    return [term, text];
-  }));
-  $("record").href = `/v1/images/${current.id}/record`;
-}
-
-function showAnswer() {
-  const before = answerOf(current.reply, current.head), after = current.answers[current.head] ?? null;
-  $("prediction").textContent = before.prediction.class;
-  $("probability").textContent = percent(before.prediction.probability);
-  $("after-line").hidden = !after;
-  if (after) {
-    $("after-prediction").textContent = after.prediction.class;
-    $("after-probability").textContent = percent(after.prediction.probability);
-    $("after-line").classList.toggle("changed", after.prediction.index !== before.prediction.index);
-  }
-  showStrip(before, after);
-  const indices = new Set(before.top.map((share) => share.index));
-  if (after) after.top.slice(0, 3).forEach((share) => indices.add(share.index));
-  const rows = [...indices].slice(0, 7).map((index) => {
-    const row = document.createElement("tr"), name = document.createElement("th"), bars = document.createElement("td");
-    name.textContent = facts.classes[current.head][index];
-    name.scope = "row";
-    const shares = [before.probabilities[index], ...(after ? [after.probabilities[index]] : [])];
-    shares.forEach((share, which) => {
-      const bar = document.createElement("div");
-      bar.className = `share ${which ? "after" : "before"}`;
-      bar.style.width = `${100 * share}%`;
-      bars.append(bar);
-    });
-    const numbers = document.createElement("td");
-    numbers.className = "number";
-    numbers.textContent = shares.map(percent).join(" → ");
-    row.append(name, bars, numbers);
-    return row;
-  });
-  $("shares").tBodies[0].replaceChildren(...rows);
-  document.querySelector(".key").hidden = !after;
-}
-
-// On a phone the card with the answer is far below the picture.
-function showStrip(before, after) {
-  const first = document.createElement("b");
-  first.textContent = before.prediction.class;
-  const parts = [first, ` ${percent(before.prediction.probability)}`];
-  if (after) {
-    const second = document.createElement("span");
-    second.className = "after";
-    second.textContent = `${after.prediction.class} ${percent(after.prediction.probability)}`;
-    parts.push(" → ", second, " with your map");
-  }
-  $("strip").replaceChildren(...parts);
-  $("strip").hidden = false;
-}
-
-async function readAloud() {
-  const opened = current;
-  $("reading-card").hidden = true;
-  try {
-    const { sentences } = await api.reading(current.id, headQuery());
-    if (current !== opened) return;
-    $("reading").replaceChildren(...sentences.map(({ text, verdict }) => {
-      const item = document.createElement("li");
-      item.textContent = text;
-      item.className = verdict;
-      return item;
-    }));
-    $("reading-card").hidden = false;
-  } catch (problem) {
-    complain(problem.message);
-  }
-}
-
 async function showBeside() {
-  const opened = current;
+  const latest = begin("beside"), made = [];
   $("beside").style.setProperty("--shape", `${current.picture.naturalWidth} / ${current.picture.naturalHeight}`);
-  $("beside").replaceChildren();
   for (const method of facts.methods.slice(0, 6)) {
     let found;
     try {
@@ -308,13 +239,49 @@ async function showBeside() {
     } catch {
       continue; // the layer itself says why when it is chosen
     }
-    if (current !== opened) return;
+    if (!latest()) return;
     const button = document.createElement("button"), canvas = document.createElement("canvas");
     thumbnail(canvas, current.picture, found.map, found.reply.value_range, false, colors);
     const name = NAMES[method] ?? method;
+    button.dataset.method = method;
     button.append(canvas, found.reply.target ? `${name}: ${found.reply.target.class}` : name);
-    button.onclick = () => { current.method = method; showLayer(); };
-    $("beside").append(button);
+    button.onclick = () => showMethod(method);
+    made.push(button);
+  }
+  $("beside").replaceChildren(...made);
+  markLayer();
+}
+
+// --- the answer ---
+
+function describe() {
+  for (const card of ["answer-card", "trace-card", "beside-card"]) $(card).hidden = false;
+  $("reading-card").hidden = true;
+  $("beside").replaceChildren();
+  $("correct-card").hidden = Object.keys(current.edited).length === 0;
+  $("tools").disabled = Boolean(facts.question);
+  $("no-question").hidden = !facts.question;
+  $("no-question").textContent = facts.question ?? "";
+  $("skip").hidden = $("next").hidden = current.from.queue === undefined;
+  $("saved-line").textContent = "";
+  $("note").value = "";
+  $("compare").checked = false;
+  historyButtons();
+  refreshAnswer();
+  showTrace(current.reply);
+  $("record").href = `/v1/images/${current.id}/record`;
+}
+
+const refreshAnswer = () => showAnswer(
+  facts.classes[current.head], answerOf(current.reply, current.head), current.answers[current.head] ?? null);
+
+async function readAloud() {
+  const latest = begin("reading");
+  try {
+    const { sentences } = await api.reading(current.id, headQuery());
+    if (latest()) showReading(sentences);
+  } catch (problem) {
+    if (latest()) complain(problem.message);
   }
 }
 
@@ -323,16 +290,16 @@ async function showBeside() {
 let asking = false, again = false;
 
 function changed(final) {
-  current.dirty = true;
+  current.version += 1;
+  current.unsaved.add(current.slot);
   if (current.method !== "attention") {
     current.method = "attention";
-    check($("layers"), (button) => button.dataset.method === "attention");
-    $("class-field").hidden = true;
+    markLayer();
   }
-  if ($("compare").checked) $("compare").checked = false;
+  $("compare").checked = false;
   window.cancelAnimationFrame(changed.frame);
   changed.frame = window.requestAnimationFrame(async () => paintLayer(await mapOf("attention")));
-  if (final) history_buttons();
+  if (final) historyButtons();
   ask();
 }
 
@@ -345,22 +312,23 @@ async function ask() {
   asking = true;
   const opened = current, maps = {};
   for (const [head, edited] of Object.entries(opened.edited)) if (edited.edited) maps[head] = toRows(edited.coarse());
-  const begun = performance.now();
+  const begun = performance.now(), some = Object.keys(maps).length > 0;
   try {
-    if (Object.keys(maps).length === 0) opened.answers = {};
-    else {
-      const reply = await api.ask(opened.id, maps, TOP);
-      opened.answers = reply.heads ?? { [headNames()[0]]: reply };
-    }
+    const reply = some ? await api.ask(opened.id, maps, TOP) : null;
+    opened.answers = reply ? reply.heads ?? { [headNames()[0]]: reply } : {};
     if (current === opened) {
-      $("stroke-time").textContent = Object.keys(maps).length ? `${Math.round(performance.now() - begun)} ms` : "";
-      showAnswer();
+      complain("");
+      $("stroke-time").textContent = some ? `${Math.round(performance.now() - begun)} ms` : "";
+      refreshAnswer();
       const after = opened.answers[opened.head];
       if (after) said(`With your map: ${after.prediction.class}, ${percent(after.prediction.probability)}.`);
     }
   } catch (problem) {
-    if (problem.status === 404) await reopen(opened);
-    else complain(problem.message);
+    if (current === opened) {
+      complain(problem.message);
+      if (problem.status === 404) again ||= await reopen();
+      if (problem.status === 503) window.setTimeout(() => current === opened && ask(), 2000);
+    }
   } finally {
     asking = false;
     if (again && current) {
@@ -371,20 +339,21 @@ async function ask() {
 }
 
 // The server keeps the last images only, and none when it was started anew: send the picture again.
-async function reopen(opened) {
-  if (opened !== current) return;
-  const reply = opened.queue !== null ? await attempt(() => api.openQueued(opened.queue))
-    : opened.file ? await attempt(() => api.openFile(opened.file)) : null;
+async function reopen() {
+  const opened = current, request = askedAgain(opened.from);
+  const reply = request ? await attempt(request) : null;
+  if (current !== opened) return false;
   if (!reply) {
     complain("The server does not have this image any more; open it again. What you drew is still here.");
-    return;
+    return false;
   }
   opened.id = reply.id;
+  remember();
   $("record").href = `/v1/images/${reply.id}/record`;
-  again = true;
+  return true;
 }
 
-function history_buttons() {
+function historyButtons() {
   const edited = current?.edited[current.slot];
   $("undo").disabled = !edited?.past.length;
   $("redo").disabled = !edited?.future.length;
@@ -392,17 +361,16 @@ function history_buttons() {
   $("save").disabled = !edited;
 }
 
+// Change the map; `work` returns false where there was nothing to do.
 function edit(work) {
   const edited = current?.edited[current.slot];
-  if (!edited || facts.question) return;
-  work(edited);
-  changed(true);
+  if (edited && !facts.question && work(edited) !== false) changed(true);
 }
+const kept = (work) => () => edit((edited) => { edited.remember(); work(edited); });
 
 // --- correcting ---
 
-async function save() {
-  const edited = current.edited[current.slot];
+function drawnPicture(edited) {
   const canvas = document.createElement("canvas");
   canvas.width = edited.width;
   canvas.height = edited.height;
@@ -412,173 +380,80 @@ async function save() {
     image.data.set([level, level, level, 255], 4 * i);
   });
   canvas.getContext("2d").putImageData(image, 0, 0);
-  const label = $("label").value || null;
-  const wanted = { map: canvas.toDataURL("image/png"), note: $("note").value, shapes: edited.shapes.slice(-200),
-    label: label && facts.multitask ? { [current.head]: label } : label,
-    head: facts.multitask && Object.keys(current.edited).length > 1 ? current.head : null };
-  const opened = current, reply = await attempt(() => api.annotate(current.id, wanted));
+  return canvas.toDataURL("image/png");
+}
+
+async function save() {
+  const opened = current, { slot, version } = opened, edited = opened.edited[slot];
+  const labels = Object.fromEntries(Object.entries(opened.labels).filter(([, name]) => name));
+  const wanted = { map: drawnPicture(edited), note: $("note").value, shapes: edited.shapes.slice(-200),
+    label: facts.multitask ? labels : labels[headNames()[0]] ?? null,
+    head: facts.multitask && Object.keys(opened.edited).length > 1 ? opened.head : null };
+  const send = async () => {
+    try {
+      return await api.annotate(opened.id, wanted);
+    } catch (problem) {
+      if (problem.status !== 404 || current !== opened || !await reopen()) throw problem;
+      return api.annotate(opened.id, wanted);
+    }
+  };
+  const reply = await attempt(send);
   if (!reply || opened !== current) return;
-  opened.dirty = false;
+  if (opened.version === version) opened.unsaved.delete(slot);
   $("saved-line").textContent = `Saved as ${reply.name}.`;
   said("The map is saved.");
 }
 
-// --- controls ---
-
-function check(group, wanted) {
-  for (const button of group.querySelectorAll("[role=radio]")) {
-    const on = wanted(button);
-    button.setAttribute("aria-checked", String(on));
-    button.tabIndex = on ? 0 : -1;
+async function openNext() {
+  if (!mayLeave()) return;
+  current.unsaved.clear();
+  const next = await attempt(() => lists.next(current.from.queue));
+  if (next === undefined) said("There is no further picture.");
+  else if (next !== null) {
+    await openListed({ queue: next });
+    $("stage").focus();
   }
 }
 
-// Arrow keys walk through a group of radio buttons, as browsers do for their own.
-function radios(group) {
-  group.onkeydown = (event) => {
-    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
-    if (!step) return;
-    const buttons = [...group.querySelectorAll("button")], at = buttons.indexOf(document.activeElement);
-    const next = buttons[(at + step + buttons.length) % buttons.length];
-    event.preventDefault();
-    next.focus();
-    next.click();
-  };
+async function skip() {
+  const done = await attempt(async () => { await api.mark(current.from.queue, "skipped"); return true; });
+  if (done) openNext();
 }
 
-function choose(view) {
-  for (const name of ["look", "queue", "saved"]) {
-    const on = name === view, tab = $(`tab-${name}`);
-    $(`view-${name}`).hidden = !on;
-    tab.setAttribute("aria-selected", String(on));
-    tab.tabIndex = on ? 0 : -1;
-  }
-  if (view === "queue") lists.refreshQueue();
-  if (view === "saved") lists.refreshSaved();
-}
+// --- beginning ---
 
-function setMode(mode) {
-  drawing.mode = mode;
-  check($("modes"), (button) => button.dataset.mode === mode);
-}
-function setShape(shape) {
-  drawing.choose(shape);
-  check($("shapes"), (button) => button.dataset.shape === shape);
-}
-function setSize(size) {
-  $("size").value = size;
-  drawing.size = Number($("size").value);
-}
-
-const undo = () => edit((edited) => edited.undo()), redo = () => edit((edited) => edited.redo());
-const invert = () => edit((edited) => { edited.remember(); edited.invert(); });
-const clear = () => edit((edited) => { edited.remember(); edited.clear(); });
-
-function keys(event) {
-  if (event.target.closest("input:not([type=range]), select, textarea")) return;
-  const key = event.key.toLowerCase();
-  if ((event.ctrlKey || event.metaKey) && (key === "z" || key === "y")) {
-    event.preventDefault();
-    if (key === "y" || event.shiftKey) redo(); else undo();
-    return;
-  }
-  if (event.ctrlKey || event.metaKey || event.altKey || $("view-look").hidden || !current) return;
-  const work = { a: () => setMode("add"), e: () => setMode("erase"), b: () => setShape("brush"),
-    x: () => setShape("box"), p: () => setShape("polygon"), i: invert, c: clear,
-    "[": () => setSize(drawing.size - 2), "]": () => setSize(drawing.size + 2),
-    "+": () => stage.zoomBy(1.25), "=": () => stage.zoomBy(1.25), "-": () => stage.zoomBy(0.8), 0: () => stage.fit(),
-  }[key];
-  if (work) {
-    event.preventDefault();
-    work();
-  }
-}
-
-function wire() {
-  $("file").onchange = (event) => {
-    const [file] = event.target.files;
-    if (file) openFile(file).then(() => { if (current && current.queue === null) current.file = file; });
-    event.target.value = "";
-  };
-  const frame = $("frame");
-  document.addEventListener("dragover", (event) => { event.preventDefault(); frame.classList.add("over"); });
-  document.addEventListener("dragleave", () => frame.classList.remove("over"));
-  document.addEventListener("drop", (event) => {
-    event.preventDefault();
-    frame.classList.remove("over");
-    const [file] = event.dataTransfer.files;
-    if (file) openFile(file).then(() => { choose("look"); if (current && current.queue === null) current.file = file; });
-  });
-  document.addEventListener("paste", (event) => {
-    const [file] = event.clipboardData.files;
-    if (file) openFile(file);
-  });
-  for (const name of ["look", "queue", "saved"]) $(`tab-${name}`).onclick = () => choose(name);
-  radios(document.querySelector("header nav"));
-  for (const group of ["modes", "shapes"]) radios($(group));
-  for (const button of $("modes").children) button.onclick = () => setMode(button.dataset.mode);
-  for (const button of $("shapes").children) button.onclick = () => setShape(button.dataset.shape);
-  check($("modes"), (button) => button.dataset.mode === "add");
-  check($("shapes"), (button) => button.dataset.shape === "brush");
-  $("size").oninput = (event) => setSize(event.target.value);
-  $("undo").onclick = undo;
-  $("redo").onclick = redo;
-  $("invert").onclick = invert;
-  $("clear").onclick = clear;
-  $("reset").onclick = () => edit((edited) => { edited.remember(); edited.reset(); });
-  $("compare").onchange = showLayer;
-  $("opacity").oninput = showLayer;
-  $("scale").onchange = showLayer;
-  $("class").onchange = () => { showLayer(); showBeside(); };
-  $("head").onchange = (event) => {
+const acts = {
+  view: (name) => {
+    choose(name);
+    if (name === "queue") lists.refreshQueue();
+    if (name === "saved") lists.refreshSaved();
+  },
+  file: openFile,
+  undo: () => edit((edited) => edited.undo()),
+  redo: () => edit((edited) => edited.redo()),
+  invert: kept((edited) => edited.invert()),
+  clear: kept((edited) => edited.clear()),
+  reset: kept((edited) => edited.reset()),
+  save, skip, next: openNext, layer: showLayer,
+  target: () => { showLayer(); showBeside(); },
+  label: (event) => { current.labels[current.head] = event.target.value; },
+  head: (event) => {
     current.head = event.target.value;
     fillClasses();
-    showAnswer();
-    history_buttons();
+    refreshAnswer();
+    historyButtons();
     showLayer();
     readAloud();
     showBeside();
-  };
-  $("zoom-in").onclick = () => stage.zoomBy(1.25);
-  $("zoom-out").onclick = () => stage.zoomBy(0.8);
-  $("zoom-fit").onclick = () => stage.fit();
-  stage.onZoom = (zoom) => { $("zoom").textContent = `${Math.round(100 * zoom)} %`; };
-  $("save").onclick = save;
-  $("skip").onclick = async () => {
-    await attempt(() => api.mark(current.queue, "skipped"));
-    openNext();
-  };
-  $("next").onclick = openNext;
-  $("stage").addEventListener("keydown", (event) => {
-    if (drawing.key(event)) {
-      event.preventDefault();
-      event.stopPropagation();
-    }
-  });
-  document.addEventListener("keydown", keys);
-  window.addEventListener("beforeunload", (event) => { if (current?.dirty) event.preventDefault(); });
-}
-
-async function openNext() {
-  if (!mayLeave()) return;
-  current.dirty = false;
-  const next = await attempt(() => lists.next(current.queue));
-  if (next === null) said("There is no further picture.");
-  else openListed({ queue: next });
-}
+  },
+};
 
 // After a reload the address says what was open.
 async function resume() {
   const [kind, value] = location.hash.slice(1).split("=");
   if (kind === "queue" && facts.queue) await openListed({ queue: Number(value) });
   else if (kind === "saved") await openListed({ saved: decodeURIComponent(value) });
-  else if (kind === "image") {
-    try {
-      await shown(await api.opened(value), {});
-    } catch {
-      complain("The picture that was open is not on the server any more; open it again.");
-    }
-  }
+  else if (kind === "image") await open(() => api.opened(value), {});
 }
 
 async function main() {
@@ -591,12 +466,18 @@ async function main() {
     none: "map not applied" }[facts.mechanism] ?? "no attention branch";
   $("model").textContent = `${facts.name} from ${facts.source}; ${how}`;
   const quoted = (text) => (/^[\w./:=-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
-  $("train-command").textContent = `abn train --from ${quoted(facts.source)} --annotations ${quoted(facts.annotations)}`;
+  const run = facts.source.endsWith(".onnx") ? "RUN" : quoted(facts.source);
+  $("train-command").textContent = `abn train --from ${run} --annotations ${quoted(facts.annotations)}`;
   layerButtons();
-  wire();
-  history_buttons();
+  wire(acts, stage, drawing);
+  window.addEventListener("beforeunload", (event) => { if (dirty()) event.preventDefault(); });
+  historyButtons();
   lists.begin();
-  await resume();
+  try {
+    await resume();
+  } catch {
+    history.replaceState(null, "", location.pathname); // not an address that this page wrote
+  }
 }
 
 main();

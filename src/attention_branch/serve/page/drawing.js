@@ -22,7 +22,8 @@ export class Drawing {
     const canvas = stage.canvas;
     canvas.addEventListener("pointerdown", (event) => this.down(event));
     canvas.addEventListener("pointermove", (event) => this.moved(event));
-    for (const name of ["pointerup", "pointercancel"]) canvas.addEventListener(name, (event) => this.up(event));
+    canvas.addEventListener("pointerup", (event) => this.up(event));
+    canvas.addEventListener("pointercancel", (event) => { this.pointers.delete(event.pointerId); this.drop(); });
     canvas.addEventListener("pointerleave", () => { if (!this.pointers.size) { stage.cursor = null; stage.draw(); } });
     canvas.addEventListener("dblclick", () => this.closePolygon());
     canvas.addEventListener("wheel", (event) => {
@@ -47,7 +48,7 @@ export class Drawing {
     if (!stage.picture) return;
     stage.canvas.setPointerCapture(event.pointerId);
     this.pointers.set(event.pointerId, [event.clientX, event.clientY]);
-    if (this.pointers.size === 2) {
+    if (this.pointers.size >= 2) {
       this.drop();
       return;
     }
@@ -66,8 +67,8 @@ export class Drawing {
     const stage = this.stage;
     if (!stage.picture) return;
     const before = this.pointers.get(event.pointerId);
-    if (before && this.pointers.size === 2) {
-      this.pinch(event);
+    if (before && this.pointers.size >= 2) {
+      if (this.pointers.size === 2) this.pinch(event);
       return;
     }
     if (before && (event.buttons & 6)) {
@@ -129,9 +130,17 @@ export class Drawing {
     this.stage.sketch = null;
     if (this.stroke) {
       this.stroke = null;
-      this.host.edited.undo();
+      this.host.edited.abandon();
       this.host.changed(true);
     }
+    this.stage.draw();
+  }
+
+  // Another picture is shown: nothing that was begun goes on.
+  forget() {
+    this.stroke = null;
+    this.stage.sketch = null;
+    this.pointers.clear();
   }
 
   keep(shape) {
@@ -167,8 +176,9 @@ export class Drawing {
   }
 
   closePolygon() {
-    const sketch = this.stage.sketch, { factor, edited } = this.host;
+    const sketch = this.stage.sketch;
     if (sketch?.type !== "polygon") return;
+    const { factor, edited } = this.host;
     this.stage.sketch = null;
     if (sketch.points.length > 2) {
       const points = sketch.points.map(([x, y]) => [x * factor, y * factor]);

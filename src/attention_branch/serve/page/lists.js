@@ -64,17 +64,20 @@ export class Lists {
 
   async refreshQueue() {
     window.clearTimeout(this.timer);
-    $("queue-items").replaceChildren();
     const found = await this.page(0);
-    // The network is still looking at pictures: the order changes.
-    if (found && found.seen < found.pictures) {
-      this.timer = window.setTimeout(() => {
-        if (!$("view-queue").hidden && $("queue-items").children.length <= PAGE) this.refreshQueue();
-      }, 3000);
-    }
+    // The network is still looking at pictures: the order changes, but not under the hands of somebody in the list.
+    if (found && found.seen < found.pictures) this.timer = window.setTimeout(() => this.again(), 3000);
+  }
+
+  again() {
+    const items = $("queue-items");
+    if ($("view-queue").hidden || items.children.length > PAGE) return;
+    if (items.contains(document.activeElement)) this.timer = window.setTimeout(() => this.again(), 3000);
+    else this.refreshQueue();
   }
 
   async page(offset) {
+    const turn = this.turn = (this.turn ?? 0) + 1;
     let found;
     try {
       found = await api.queue(this.query(offset, PAGE));
@@ -82,6 +85,8 @@ export class Lists {
       this.complain(problem.message);
       return null;
     }
+    if (turn !== this.turn) return null; // another list was asked for meanwhile
+    if (offset === 0) $("queue-items").replaceChildren();
     const looked = found.seen < found.pictures ? ` The network has looked at ${found.seen} of ${found.pictures}.` : "";
     const broken = found.broken ? ` ${found.broken} cannot be read.` : "";
     $("queue-count").textContent = `${found.total} pictures.${looked}${broken}`;
@@ -110,7 +115,9 @@ export class Lists {
       mark.onclick = async () => {
         try {
           await api.mark(item.index, skipped ? "todo" : "skipped");
+          const beside = tile.nextElementSibling ?? tile.previousElementSibling;
           tile.remove();
+          (beside?.querySelector("button") ?? $("refresh")).focus();
         } catch (problem) {
           this.complain(problem.message);
         }
@@ -121,13 +128,18 @@ export class Lists {
     return tile;
   }
 
-  // The next picture of the list as it is filtered now; null behind the last.
+  // The next picture of the list as it is filtered now, the first where this one is not in it; undefined at its end.
   async next(index) {
-    const found = await api.queue(this.query(0, 200));
-    const rest = found.items.filter((item) => item.index !== index);
-    const place = found.items.findIndex((item) => item.index === index);
-    if (place >= 0 && place + 1 < found.items.length) return found.items[place + 1].index;
-    return place < 0 && rest.length ? rest[0].index : null;
+    let first, here = false;
+    for (let offset = 0; ; offset += 200) {
+      const { items, total } = await api.queue(this.query(offset, 200));
+      for (const item of items) {
+        if (here) return item.index;
+        here = item.index === index;
+        first ??= item.index;
+      }
+      if (offset + 200 >= total) return here ? undefined : first;
+    }
   }
 
   async refreshSaved() {
@@ -147,7 +159,7 @@ export class Lists {
     const tile = element("li");
     if (item.error) {
       tile.append(element("p", "wrong", item.error));
-      return tile;
+      return tile; // its files cannot be told from a broken record; the sentence says which to remove
     }
     const button = element("button", "tile"), name = encodeURIComponent(item.name);
     button.append(picture(`/v1/annotations/${name}/overlay.png`));

@@ -105,6 +105,11 @@ export class EditedMap {
     this.fine = null;
   }
 
+  // Give up what was begun with `remember`.
+  abandon() {
+    if (this.past.length) this.restore(this.past.pop());
+  }
+
   undo() { return this.step(this.past, this.future); }
   redo() { return this.step(this.future, this.past); }
   step(from, to) {
@@ -170,10 +175,10 @@ export class EditedMap {
   }
 
   // Lay a saved drawing, fine values in 0..255, over everything.
-  load(levels) {
+  load(levels, shapes) {
     this.drawn.set(levels);
     this.touched.fill(1);
-    this.shapes = [];
+    this.shapes = shapes.slice();
     this.edited = true;
   }
 
