@@ -6,8 +6,10 @@ import re
 import subprocess
 import sys
 import tomllib
+from io import BytesIO
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -42,11 +44,9 @@ def needed(requirements):
     return {name: distribution for (name, _), distribution in found.items()}
 
 
-@pytest.fixture(scope="module")
-def light(tmp_path_factory):
-    """A folder that holds the top-level modules of the declared dependencies, and nothing else."""
-    folder = tmp_path_factory.mktemp("light")
-    for distribution in needed(LIGHT["dependencies"]).values():
+def environment(folder, requirements):
+    """Fill a folder with the top-level modules of what requirements lead to, and nothing else."""
+    for distribution in needed(requirements).values():
         for file in distribution.files or []:
             top = file.parts[0]
             # Metadata too: packages ask for their own versions. Scripts (..) stay behind.
@@ -57,17 +57,31 @@ def light(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def light(tmp_path_factory):
+    return environment(tmp_path_factory.mktemp("light"), LIGHT["dependencies"])
+
+
+@pytest.fixture(scope="module")
+def serving(tmp_path_factory):
+    needs = [*LIGHT["dependencies"], *LIGHT["optional-dependencies"]["serve"]]
+    return environment(tmp_path_factory.mktemp("serving"), needs)
+
+
+@pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     torch.manual_seed(0)
     network = trained_looking(ab.create_model("resnet14", num_classes=3, branch="lite", class_names=["a", "b", "c"]))
     return ab.export(network, tmp_path_factory.mktemp("exported") / "model.onnx", data="random").path
 
 
+def variables(light):
+    return {"PYTHONPATH": f"{light}{os.pathsep}{ROOT / 'src'}", "PATH": "", "HOME": str(light)}
+
+
 def python(light, *arguments):
     # -S: no site-packages; the environment is the folder and the source.
-    environment = {"PYTHONPATH": f"{light}{os.pathsep}{ROOT / 'src'}", "PATH": "", "HOME": str(light)}
     return subprocess.run(
-        [sys.executable, "-S", *arguments], capture_output=True, text=True, timeout=120, env=environment
+        [sys.executable, "-S", *arguments], capture_output=True, text=True, timeout=120, env=variables(light)
     )
 
 
@@ -91,6 +105,43 @@ def test_the_command_line_answers(light, exported, tmp_path):
     done = python(light, *run, "train", str(tmp_path))
     assert done.returncode == 2
     assert re.match(r"abn: `abn train` needs \w+, which is not installed here; install the full package", done.stderr)
+
+
+def test_the_server_answers_without_torch(serving, exported, tmp_path):
+    assert python(serving, "-c", "import torch").returncode == 1
+    command = [sys.executable, "-S", "-m", "attention_branch.cli", "serve", str(exported), "--port", "0"]
+    made = subprocess.Popen(
+        [*command, "--annotations", str(tmp_path / "maps")],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=variables(serving),
+    )  # fmt: skip
+    try:
+        said = ""
+        while "Open http" not in said:
+            line = made.stdout.readline()
+            assert line, said
+            said += line
+        address = re.search(r"http://127\.0\.0\.1:\d+", said)[0]
+        picture = BytesIO()
+        pixels = np.random.default_rng(1).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(picture, "PNG")
+        body = {"content": picture.getvalue(), "headers": {"content-type": "image/png"}}
+        answer = httpx.post(f"{address}/v1/predict", **body).json()["results"][0]
+        opened = httpx.post(f"{address}/v1/images", **body, timeout=60).json()
+        assert answer["probabilities"] == pytest.approx(opened["probabilities"], abs=1e-5)
+        assert "torch" not in answer["versions"]
+        given = np.zeros(np.shape(opened["maps"][0]["values"])).tolist()
+        asked = httpx.post(f"{address}/v1/images/{opened['id']}/answer", json={"maps": {"label": given}}, timeout=60)
+        assert asked.json()["probabilities"] != pytest.approx(answer["probabilities"], abs=1e-4)
+        assert httpx.get(f"{address}/v1/images/{opened['id']}/reading", timeout=60).status_code == 200
+    finally:
+        made.terminate()
+        made.wait(30)
+
+
+def test_without_the_server_s_packages_it_says_how_to_get_them(light, exported):
+    done = python(light, "-m", "attention_branch.cli", "serve", str(exported))
+    assert done.returncode == 2
+    assert re.match(r"abn: '\w+' is not installed; pip install 'attention-branch\[serve\]'", done.stderr)
 
 
 def test_both_packages_are_of_one_version_and_ask_for_the_same():
