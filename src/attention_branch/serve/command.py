@@ -21,7 +21,9 @@ def serve(
     ] = None,
     split: Annotated[Literal["train", "validation", "test"], arg(help="Split of the data to go through.")] = "train",
     limit: Annotated[int, arg(help="Pictures of the data to go through, drawn at random.")] = 1000,
-    annotations: Annotated[str | None, arg(help="Folder for saved maps. Left out: RUN/annotations.")] = None,
+    annotations: Annotated[
+        str | None, arg(help="Folder for saved maps. Left out: RUN/annotations, or annotations.")
+    ] = None,
     host: Annotated[str, arg(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[int, arg(help="Port; 0 takes a free one.")] = 7860,
     allow_host: Annotated[
@@ -53,6 +55,8 @@ def serve(
     for name, value in (("max_body", max_body), ("max_pixels", max_pixels), ("max_images", max_images)):
         if value < 1:
             raise UserError(f"{name} is {value}; it must be 1 or more.")
+    if images and (data is not None or split != "train" or limit != 1000):
+        raise UserError("--images names the pictures to go through; leave out --data, --split and --limit.")
     if max_waiting < 1 or batch_size < 1 or not max_wait > 0:
         raise UserError("max_waiting, max_wait and batch_size must be above 0.")
     limits = Limits(

@@ -132,8 +132,6 @@ def close_state(state: State) -> None:
 def _pictures(
     run: str | Path, predictor: Predictor, images: Sequence[str], data: str | None, split: str, limit: int
 ) -> Pictures | None:
-    if images and data:
-        raise UserError("--images and --data both name pictures to go through; give one of them.")
     if images:
         return FolderPictures(images, predictor.facts)
     if data is None and not Path(run).is_dir():

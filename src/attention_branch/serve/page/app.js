@@ -2,14 +2,13 @@
 
 import * as api from "./api.js";
 import { answerOf, percent, showAnswer, showReading, showTrace } from "./answer.js";
-import { check, choose, walk, wire } from "./controls.js";
+import { choose, wire } from "./controls.js";
 import { Drawing } from "./drawing.js";
+import { Layers } from "./layers.js";
 import { Lists } from "./lists.js";
-import { EditedMap, extremes, fromRows, toRows, upsample } from "./map.js";
-import { colored, range, Stage, thumbnail } from "./stage.js";
+import { EditedMap, extremes, fromRows, toRows } from "./map.js";
+import { Stage } from "./stage.js";
 
-const NAMES = { attention: "Attention", "attention-class": "Evidence", cam: "CAM", "grad-cam": "Grad-CAM",
-  "grad-cam++": "Grad-CAM++", "layer-cam": "LayerCAM", "soft-masks": "Soft masks", rollout: "Rollout" };
 const FINE = 224; // fewest fine places along a picture's longer side
 const TOP = 5;
 
@@ -25,6 +24,13 @@ const drawing = new Drawing(stage, {
   get factor() { return current.factor; },
   changed: (final) => changed(final),
   refused: () => facts.question && complain(facts.question),
+});
+const layers = new Layers(stage, {
+  get current() { return current; },
+  get facts() { return facts; },
+  get colors() { return colors; },
+  attempt: (work) => attempt(work),
+  begin: (kind) => begin(kind),
 });
 const lists = new Lists(() => facts, { open: openListed, complain, said });
 
@@ -109,10 +115,10 @@ async function shown(reply, picture, from) {
   fillClasses();
   describe();
   if (reply.saved) await loadSaved(reply.saved);
-  await showLayer();
+  await layers.show();
   said(`${reply.file} is open. ${$("prediction").textContent}, ${$("probability").textContent}.`);
   readAloud();
-  showBeside();
+  layers.beside();
 }
 
 async function loadSaved({ name, head, note, shapes }) {
@@ -149,107 +155,6 @@ function fillClasses() {
   const known = current.labels[current.head];
   $("label").value = names.includes(known) ? known : "";
   $("truth").textContent = known ? `Labelled '${known}'.` : "";
-}
-
-function layerButtons() {
-  $("layers").replaceChildren(...[...facts.methods, "picture"].map((method) => {
-    const button = document.createElement("button");
-    button.setAttribute("role", "radio");
-    button.dataset.method = method;
-    button.textContent = method === "picture" ? "Picture alone" : NAMES[method] ?? method;
-    button.onclick = () => showMethod(method);
-    return button;
-  }));
-  check($("layers"), () => false);
-  walk($("layers"));
-}
-
-function showMethod(method) {
-  if (!current) return;
-  current.method = method;
-  showLayer();
-}
-
-const wantsClass = (method) => !["attention", "soft-masks", "rollout", "picture"].includes(method);
-
-async function mapOf(method) {
-  const chosen = wantsClass(method) && $("class").value !== "" ? Number($("class").value) : null;
-  const own = current.maps[`attention|${current.head}`] ?? current.maps["attention|label"];
-  if (method === "attention" && own) return own;
-  const opened = current, key = `${method}|${current.head}|${chosen}`;
-  if (!opened.maps[key]) {
-    const reply = await api.map(opened.id, method, headQuery(), chosen);
-    opened.maps[key] = { map: fromRows(reply.values), reply };
-  }
-  return opened.maps[key];
-}
-
-function markLayer() {
-  check($("layers"), (button) => button.dataset.method === current.method);
-  $("class-field").hidden = !wantsClass(current.method);
-  for (const button of $("beside").children) {
-    button.setAttribute("aria-pressed", String(button.dataset.method === current.method));
-  }
-}
-
-async function showLayer() {
-  if (!current) return;
-  const latest = begin("layer"), method = current.method;
-  markLayer();
-  if (method === "picture") {
-    stage.lay(null);
-    $("legend").hidden = true;
-    return;
-  }
-  const found = await attempt(() => mapOf(method));
-  if (found && latest()) paintLayer(found);
-}
-
-function paintLayer(found) {
-  const edited = current.edited[current.slot];
-  const mine = current.method === "attention" && edited?.edited && !$("compare").checked;
-  const size = [current.picture.naturalHeight * current.factor, current.picture.naturalWidth * current.factor];
-  const fine = mine ? edited.shown() : upsample(found.map, ...size);
-  const bounds = found.reply.value_range ?? (mine ? [0, edited.top] : null);
-  const scale = range(mine ? fine : found.map, bounds, $("scale").value === "stretched");
-  stage.lay(colored(fine, scale, colors, $("opacity").value / 100, true));
-  showLegend(scale, found, mine);
-}
-
-function showLegend([low, high], { map, reply }, mine) {
-  $("legend").hidden = false;
-  $("legend-low").textContent = low.toFixed(2);
-  $("legend-high").textContent = high.toFixed(2);
-  const context = $("colors").getContext("2d"), strip = context.createImageData(256, 1);
-  for (let i = 0; i < 256; i++) strip.data.set([...colors[Math.round(64 + i * 191 / 255)], 255], 4 * i);
-  context.putImageData(strip, 0, 0);
-  const [least, most] = extremes(map), kind = mine ? "your map" : NAMES[current.method] ?? current.method;
-  const whose = reply.target ? ` for '${reply.target.class}'` : " (whatever the class)";
-  $("legend-what").textContent = `${kind}${mine ? "" : whose}, ${map.h}×${map.w}` +
-    (mine ? "" : `, from ${least.toFixed(2)} to ${most.toFixed(2)}`);
-}
-
-async function showBeside() {
-  const latest = begin("beside"), made = [];
-  $("beside").style.setProperty("--shape", `${current.picture.naturalWidth} / ${current.picture.naturalHeight}`);
-  for (const method of facts.methods.slice(0, 6)) {
-    let found;
-    try {
-      found = await mapOf(method);
-    } catch {
-      continue; // the layer itself says why when it is chosen
-    }
-    if (!latest()) return;
-    const button = document.createElement("button"), canvas = document.createElement("canvas");
-    thumbnail(canvas, current.picture, found.map, found.reply.value_range, false, colors);
-    const name = NAMES[method] ?? method;
-    button.dataset.method = method;
-    button.append(canvas, found.reply.target ? `${name}: ${found.reply.target.class}` : name);
-    button.onclick = () => showMethod(method);
-    made.push(button);
-  }
-  $("beside").replaceChildren(...made);
-  markLayer();
 }
 
 // --- the answer ---
@@ -294,11 +199,11 @@ function changed(final) {
   current.unsaved.add(current.slot);
   if (current.method !== "attention") {
     current.method = "attention";
-    markLayer();
+    layers.mark();
   }
   $("compare").checked = false;
   window.cancelAnimationFrame(changed.frame);
-  changed.frame = window.requestAnimationFrame(async () => paintLayer(await mapOf("attention")));
+  changed.frame = window.requestAnimationFrame(async () => layers.paint(await layers.mapOf("attention")));
   if (final) historyButtons();
   ask();
 }
@@ -434,17 +339,17 @@ const acts = {
   invert: kept((edited) => edited.invert()),
   clear: kept((edited) => edited.clear()),
   reset: kept((edited) => edited.reset()),
-  save, skip, next: openNext, layer: showLayer,
-  target: () => { showLayer(); showBeside(); },
+  save, skip, next: openNext, layer: () => layers.show(),
+  target: () => { layers.show(); layers.beside(); },
   label: (event) => { current.labels[current.head] = event.target.value; },
   head: (event) => {
     current.head = event.target.value;
     fillClasses();
     refreshAnswer();
     historyButtons();
-    showLayer();
+    layers.show();
     readAloud();
-    showBeside();
+    layers.beside();
   },
 };
 
@@ -468,7 +373,7 @@ async function main() {
   const quoted = (text) => (/^[\w./:=-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
   const run = facts.source.endsWith(".onnx") ? "RUN" : quoted(facts.source);
   $("train-command").textContent = `abn train --from ${run} --annotations ${quoted(facts.annotations)}`;
-  layerButtons();
+  layers.begin();
   wire(acts, stage, drawing);
   window.addEventListener("beforeunload", (event) => { if (dirty()) event.preventDefault(); });
   historyButtons();
