@@ -26,15 +26,19 @@ from attention_branch.versions import versions
 TIMES, THREADS = 20, 2
 
 
-def milliseconds(call) -> dict[str, float]:
-    """Return the median, least and largest time of `TIMES` calls after three for warming up."""
-    taken = []
+def milliseconds(calls) -> dict[str, dict[str, float]]:
+    """Return median, least and largest time of `TIMES` calls of each, in turns, after three rounds for warming up."""
+    taken: dict[str, list[float]] = {name: [] for name in calls}
     for count in range(TIMES + 3):
-        began = time.perf_counter()
-        call()
-        if count >= 3:
-            taken.append(1000 * (time.perf_counter() - began))
-    return {"median": round(statistics.median(taken), 2), "least": round(min(taken), 2), "most": round(max(taken), 2)}
+        for name, call in calls.items():
+            began = time.perf_counter()
+            call()
+            if count >= 3:
+                taken[name].append(1000 * (time.perf_counter() - began))
+    return {
+        name: {"median": round(statistics.median(all_), 2), "least": round(min(all_), 2), "most": round(max(all_), 2)}
+        for name, all_ in taken.items()
+    }
 
 
 def measure(name: str, classes: int, folder: Path) -> dict:
@@ -57,11 +61,13 @@ def measure(name: str, classes: int, folder: Path) -> dict:
         "bytes": done.bytes,
         "parity": done.details["parity"],
         "given_map_difference": float(np.abs(model.answer(features, given) - expected).max()),
-        "milliseconds": {
-            "whole graph": milliseconds(lambda: model.run(images)),
-            "whole graph with features": milliseconds(lambda: model.run_with_features(images)),
-            "answer to a given map": milliseconds(lambda: model.answer(features, given)),
-        },
+        "milliseconds": milliseconds(
+            {
+                "whole graph": lambda: model.run(images),
+                "whole graph with features": lambda: model.run_with_features(images),
+                "answer to a given map": lambda: model.answer(features, given),
+            }
+        ),
     }
 
 
@@ -90,7 +96,7 @@ def main() -> None:
                     "bytes": done.bytes,
                     "parity": done.details["parity"],
                     "drift": done.details.get("drift"),
-                    "milliseconds": milliseconds(lambda model=model, image=image: model.run(image)),
+                    "milliseconds": milliseconds({"whole graph": lambda model=model, image=image: model.run(image)}),
                 }
     write_json(Path(arguments.out) / "export.json", found)
     print(json.dumps(found, indent=1))

@@ -10,20 +10,21 @@ from pathlib import Path
 import numpy as np
 
 import attention_branch as ab
+from attention_branch.arrays import softmax
 from attention_branch.data import open_data
 from attention_branch.explanations.canvas import INK, QUIET, rendered, sheet
 from attention_branch.explanations.onnx_methods import explain_onnx
 from attention_branch.explanations.overlay import overlay
 from attention_branch.onnx_model import OnnxModel
 
-COUNT = 6
+COUNT = 5
 
 
 def main(run: str, target: str) -> None:
     """Export the run twice and draw both on the same digits."""
     images = open_data("digits").test
     assert images is not None
-    pictures = [images.image(index) for index in range(0, 50 * COUNT, 50)]
+    pictures = [images.image(index * len(images) // COUNT + 7) for index in range(COUNT)]
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for precision in ("32", "int8"):
@@ -42,7 +43,8 @@ def main(run: str, target: str) -> None:
                 axes = drawing.add_axes((x / width, bottom / height, side / width, side / height))
                 axes.imshow(np.asarray(overlay(picture, found.maps[column])), interpolation="bilinear", aspect="auto")
                 axes.set_axis_off()
-                answer = found._title(column).rpartition("; ")[2]
+                shares = softmax(found.logits)[column]
+                answer = f"answer {shares.argmax()}, {100 * shares.max():.0f} %"
                 drawing.text(x / width, (bottom - 0.05) / height, answer, fontsize=7.5, color=QUIET, va="top")
         rendered(drawing, target)
 

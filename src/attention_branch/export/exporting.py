@@ -121,6 +121,8 @@ def _write_onnx(
         tell(f"converting to {precision} ...")
         model = to_fp16(model) if precision == "fp16" else to_int8(model, _calibration(pictures))
         details["drift"] = _drift(named, _session(model), pictures)
+        if precision == "int8":
+            details["calibrated_on"] = pictures.calibrated_on
     logits = [output.name for output in named.outputs if output.kind == "logits"]
     cut = find_cut(model, logits) if details["is_abn"] else None
     details["cut"] = None if cut is None else vars(cut)

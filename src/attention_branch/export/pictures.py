@@ -15,12 +15,13 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Pictures:
-    """Normalised images to compare on (N, 3, H, W) float32, others to calibrate on, and what they are in words."""
+    """Normalised images to compare on (N, 3, H, W) float32, others to calibrate on, and what both are in words."""
 
     compare: np.ndarray
     calibrate: np.ndarray | None
     what: str
     real: bool
+    calibrated_on: str = ""
 
 
 def random_images(preprocessing: Preprocessing, count: int) -> Pictures:
@@ -52,9 +53,8 @@ def open_pictures(run: str | Path | None, data: str | None, preprocessing: Prepr
     compare = _arrays(random_subset(other, count, SEED), preprocessing)
     calibrate = None if own is None else _arrays(random_subset(own, count, SEED), preprocessing)
     what = f"{len(compare)} images of {spec} ({name}, drawn with seed {SEED})"
-    if calibrate is not None:
-        what += f"; calibrated on {len(calibrate)} others ({of})"
-    return Pictures(compare, calibrate, what, True)
+    others = "" if calibrate is None else f"{len(calibrate)} other images of {spec} ({of}, drawn with seed {SEED})"
+    return Pictures(compare, calibrate, what, True, others)
 
 
 def _arrays(images: ImageSet, preprocessing: Preprocessing) -> np.ndarray:
