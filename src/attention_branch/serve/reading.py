@@ -75,7 +75,7 @@ def _place(values: np.ndarray) -> dict[str, str]:
     text = f"The map is highest {where} of the picture; half of what it holds above its lowest value lies in "
     text += f"{percent(half)} of it."
     if effective_area(values) > DIFFUSE:
-        return _sentence(text + " It is spread so evenly that it hardly prefers a place.", unsure=True)
+        return _sentence(text + " That is spread widely: it points at no small place.", unsure=True)
     return _sentence(text)
 
 
