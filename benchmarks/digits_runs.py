@@ -16,13 +16,13 @@ from PIL import Image
 from attention_branch.data import ImageSet, open_data
 from attention_branch.data.digits import CLASS_NAMES
 from attention_branch.data.resident import ResidentImages
-from attention_branch.evaluation.run import versions
 from attention_branch.files import atomic_path, write_json
 from attention_branch.hardware import processor
 from attention_branch.models.cost import cost
 from attention_branch.training import recipe
 from attention_branch.training.building import make_model
 from attention_branch.training.fast import FastTrainer
+from attention_branch.versions import versions
 from digit_windows import DATA, windows
 
 

@@ -10,9 +10,9 @@ LIBRARIES = ("torch", "torchvision", "timm", "pillow")
 
 
 def versions(*names: str) -> dict[str, str]:
-    """Return the versions of this package, of the distributions named that are installed, and of Python."""
+    """Return the versions of this package, of Python, and of the distributions named (LIBRARIES) that are installed."""
     found = {"attention_branch": __version__}
-    for name in names:
+    for name in names or LIBRARIES:
         try:
             found[name] = version(name)
         except PackageNotFoundError:

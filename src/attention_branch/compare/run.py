@@ -18,12 +18,13 @@ from attention_branch.compare.measures import DEFAULT_METRICS, MEASURES
 from attention_branch.compare.page import write_comparison_page
 from attention_branch.compare.subset import Subset, open_subset
 from attention_branch.errors import UserError, did_you_mean
-from attention_branch.evaluation.run import output_folder, versions
+from attention_branch.evaluation.run import output_folder
 from attention_branch.explanations import METHODS
 from attention_branch.explanations.methods import CONTROLS, LAYERED
 from attention_branch.files import atomic_path, sha256, write_json
 from attention_branch.hardware import processor
 from attention_branch.models.saving import WEIGHTS, load_model, model_folder
+from attention_branch.versions import versions
 
 DEFAULT_METHODS = ("attention", "attention-class", "cam", "grad-cam", "grad-cam++")
 DEFAULT_LIMIT = 200

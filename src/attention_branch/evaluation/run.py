@@ -16,7 +16,7 @@ from attention_branch.evaluation.evaluation import Evaluation
 from attention_branch.files import require_folder, sha256, write_json
 from attention_branch.metrics.pointing import TOLERANCE
 from attention_branch.models.saving import WEIGHTS, load_model, model_folder
-from attention_branch.versions import LIBRARIES, versions
+from attention_branch.versions import versions
 
 
 def evaluate_run(
@@ -71,7 +71,7 @@ def evaluate_run(
         "images_fingerprint": images.fingerprint(),
         "left_out": len(data.left_out),
         "preprocessing": model.preprocessing.to_dict(),
-        "versions": versions(*LIBRARIES),
+        "versions": versions(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     evaluation = evaluate(

@@ -13,7 +13,7 @@ from attention_branch.explanations.result import Explanation
 from attention_branch.explanations.targets import Target
 from attention_branch.files import sha256
 from attention_branch.onnx_model import OnnxModel
-from attention_branch.versions import LIBRARIES, versions
+from attention_branch.versions import versions
 
 
 class Explainer(Protocol):
@@ -69,7 +69,7 @@ class NetworkExplainer:
         self.model = load_model(folder, device=device)
         self.method, self.layer = method, layer
         self.sha256 = sha256(folder / WEIGHTS)
-        self.versions = versions(*LIBRARIES)
+        self.versions = versions()
 
     def explain(self, pictures: Sequence[Image.Image], target: Target, seed: int) -> tuple[Explanation, Any]:
         """Return maps and images as tensors."""
