@@ -124,9 +124,9 @@ def test_the_server_answers_without_torch(serving, exported, tmp_path):
         picture = BytesIO()
         pixels = np.random.default_rng(1).integers(0, 256, (40, 50, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(picture, "PNG")
-        body = {"content": picture.getvalue(), "headers": {"content-type": "image/png"}}
+        body = {"content": picture.getvalue(), "headers": {"content-type": "image/png"}, "timeout": 60}
         answer = httpx.post(f"{address}/v1/predict", **body).json()["results"][0]
-        opened = httpx.post(f"{address}/v1/images", **body, timeout=60).json()
+        opened = httpx.post(f"{address}/v1/images", **body).json()
         assert answer["probabilities"] == pytest.approx(opened["probabilities"], abs=1e-5)
         assert "torch" not in answer["versions"]
         given = np.zeros(np.shape(opened["maps"][0]["values"])).tolist()

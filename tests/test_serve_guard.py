@@ -248,10 +248,12 @@ class TestProcess:
         _, port, said = process
         assert "resnet14" in said
         reply = httpx.post(
-            f"http://127.0.0.1:{port}/v1/predict", files={"files": ("a.png", encoded(picture()), "image/png")}
+            f"http://127.0.0.1:{port}/v1/predict",
+            files={"files": ("a.png", encoded(picture()), "image/png")},
+            timeout=60,
         )
         assert reply.status_code == 200
-        assert "attention-branch" in httpx.get(f"http://127.0.0.1:{port}/").text
+        assert "attention-branch" in httpx.get(f"http://127.0.0.1:{port}/", timeout=60).text
 
     def test_a_connection_that_says_nothing_or_nonsense_hurts_nobody(self, process):
         _, port, _ = process
@@ -261,14 +263,16 @@ class TestProcess:
         half = socket.create_connection(("127.0.0.1", port))
         half.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500000\r\n\r\nabc")
         half.close()
-        assert httpx.get(f"http://127.0.0.1:{port}/healthz").status_code == 200
+        assert httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=60).status_code == 200
         idle.close()
         broken.close()
 
     def test_a_client_that_sends_too_much_still_hears_so(self, process):
         _, port, _ = process
         for size in (2**20 + 1, 3 * 2**20):
-            reply = httpx.post(f"http://127.0.0.1:{port}/v1/predict", files={"files": ("a.png", bytes(size))})
+            reply = httpx.post(
+                f"http://127.0.0.1:{port}/v1/predict", files={"files": ("a.png", bytes(size))}, timeout=60
+            )
             assert reply.status_code == 413
 
     def test_an_enormous_body_is_refused_before_it_is_sent(self, process):
