@@ -254,6 +254,18 @@ def test_outputs_of_a_branch_are_refused_where_there_is_none(tmp_path):
         ab.export(ab.create_backbone("resnet14", 3), tmp_path / "a.onnx", class_evidence=True, data="random")
 
 
+def test_a_network_of_timm_by_name_brings_the_names_of_its_classes(tmp_path, monkeypatch):
+    create = timm.create_model
+    # Without the download: the same network, weights drawn.
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained: create(name, pretrained=False))
+    monkeypatch.chdir(tmp_path)
+    done = ab.export("timm:test_resnet.r160_in1k", data="random")
+    assert done.path.name == "test_resnet.r160_in1k.onnx"
+    names = done.details["class_names"]
+    assert (len(names), names[0], names[207], names[999]) == (1000, "tench", "golden retriever", "toilet tissue")
+    assert done.details["preprocessing"]["size"] == [160, 160]
+
+
 def test_names_of_timm_that_do_not_exist():
     with pytest.raises(UserError, match=r"timm has no network 'resnet5000'.*Did you mean"):
         ab.export("timm:resnet5000")

@@ -169,11 +169,31 @@ def test_what_is_no_file_of_ours_is_said(tmp_path, path):
         ({"library": "another"}, "was not written by `abn export`"),
         ({"format": 99}, "another version of this package"),
         ({"outputs": details["outputs"][:1]}, "other inputs or outputs"),
+        ({"outputs": [5]}, "cannot run"),
+        ({"preprocessing": {"size": "large"}}, "other inputs or outputs"),
+        ({"preprocessing": {"size": [32, 40]}}, "other inputs or outputs"),
+        ({"preprocessing": {"sizes": [32, 32]}}, "cannot run"),
     ):
         other.metadata_props[0].value = json.dumps(details | change)
         onnx.save(other, tmp_path / "changed.onnx")
         with pytest.raises(UserError, match=said):
             OnnxModel.load(tmp_path / "changed.onnx")
+
+
+def test_weights_in_another_file_are_refused(tmp_path, path):
+    secret = tmp_path / "secret"
+    secret.write_bytes(bytes(10**6))
+    model = onnx.load(path)
+    weight = max(model.graph.initializer, key=lambda item: len(item.raw_data))
+    size = len(weight.raw_data)
+    weight.ClearField("raw_data")
+    weight.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", "secret"), ("offset", "0"), ("length", str(size))):
+        entry = weight.external_data.add()
+        entry.key, entry.value = key, value
+    (tmp_path / "pointing.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(UserError, match=r"keeps weights in another file|is no ONNX file"):
+        OnnxModel.load(tmp_path / "pointing.onnx")
 
 
 def test_explaining_a_file_is_explaining_its_network(tmp_path, path, network, pictures):
@@ -231,6 +251,14 @@ def test_cam_of_a_plain_file_is_cam_of_the_network(tmp_path):
         assert np.abs(mine.raw - theirs.raw.numpy()).max() < 1e-4 * np.abs(mine.raw).max()
     with pytest.raises(UserError, match="it has none of its own"):
         model.features(images)
+    network = trained_looking(ab.create_backbone("resnet14", heads={"smiling": 1, "age": 3}))
+    ab.export(network, tmp_path / "heads.onnx", data="random")
+    heads = OnnxModel.load(tmp_path / "heads.onnx")
+    assert heads.outputs == ["logits.smiling", "logits.age", "cam.smiling", "cam.age"]
+    for target in ({"age": 1}, {"smiling": 0}):
+        mine = explain_onnx(heads, images, "cam", target).raw
+        theirs = ab.explain(network, torch.from_numpy(images), "cam", target).raw.numpy()
+        assert np.abs(mine - theirs).max() < 1e-4 * np.abs(theirs).max()
     with pytest.raises(UserError, match=r"no class 'cow'|no class names"):
         explain_onnx(model, images, "cam", "cow")
 

@@ -72,10 +72,16 @@ class OnnxModel:
         except Exception as problem:  # protobuf and onnx raise kinds of their own for hostile bytes.
             raise UserError(f"'{path}' is no ONNX file, or it is damaged; export the network again.") from problem
         details = read_details({item.key: item.value for item in model.metadata_props}, path)
-        names = {item.name for item in model.graph.output}
-        if [item.name for item in model.graph.input] != [IMAGES] or names != {i["name"] for i in details["outputs"]}:
-            raise UserError(f"'{path}' has other inputs or outputs than it says; export the network again.")
+        names = [item.name for item in model.graph.output]
+        if any(item.data_location == onnx.TensorProto.EXTERNAL for item in model.graph.initializer):
+            raise UserError(f"'{path}' keeps weights in another file, which `abn export` never does; export it again.")
         try:
+            said = [item["name"] for item in details["outputs"]]
+            (given,) = model.graph.input
+            shape = [3, *Preprocessing.from_dict(details["preprocessing"]).size]
+            taken = [dimension.dim_value for dimension in given.type.tensor_type.shape.dim[1:]]
+            if given.name != IMAGES or taken != shape or names != said:
+                raise UserError(f"'{path}' has other inputs or outputs than it says; export the network again.")
             return cls(model, details, sha256(path), threads)
         except UserError:
             raise
