@@ -196,6 +196,9 @@ def test_connections_that_say_nothing_or_half_a_request_are_closed(monkeypatch):
     made = uvicorn.Server(uvicorn.Config(inner, http=PatientProtocol, log_level="error", lifespan="off", ws="none"))
     thread = threading.Thread(target=made.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
+    while not made.started:
+        assert thread.is_alive()
+        time.sleep(0.05)
     try:
         silent, slow, proper = (socket.create_connection(listener.getsockname(), timeout=10) for _ in range(3))
         slow.sendall(b"GET / HT")

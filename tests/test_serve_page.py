@@ -56,6 +56,9 @@ def served(tmp_path_factory):
     running = uvicorn.Server(uvicorn.Config(server.application, log_level="error", lifespan="off", ws="none"))
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
+    while not running.started:
+        assert thread.is_alive()
+        time.sleep(0.05)
     yield Served(model, f"http://127.0.0.1:{listener.getsockname()[1]}/", server, pictures.paths)
     running.should_exit = True
     thread.join(20)

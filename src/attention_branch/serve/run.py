@@ -56,6 +56,7 @@ def serve(
         pictures = _pictures(run, predictor, images, data, split, limit)
         state = make_state(predictor, folder, limits=limits, batch=batch, pictures=pictures)
         app = application(state, host=host, allowed_hosts=allowed_hosts, token=token)
+        listener.listen(512)  # So that whoever reads the address can connect at once.
         _announce(state, listener, token, host)
         try:
             _run(app, listener)
