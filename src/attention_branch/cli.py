@@ -15,6 +15,7 @@ from tyro.conf import Positional, arg
 from attention_branch import __version__
 from attention_branch.errors import UserError, did_you_mean
 from attention_branch.export.command import export
+from attention_branch.hardware import chosen_device
 from attention_branch.light import without
 from attention_branch.reproduce.command import reproduce
 from attention_branch.serve.command import serve
@@ -91,7 +92,7 @@ def evaluate(
         batch_size=batch_size,
         workers=workers,
         limit=limit,
-        device=_device(device),
+        device=chosen_device(device),
         report=write_evaluation_report if report else None,
         progress=not json_output,
     )
@@ -179,7 +180,7 @@ def explain(
             method="grad-cam" if reads_none else method,
             target=target,
             batch_size=batch_size,
-            device=_device(device),
+            device=chosen_device(device),
             console=Console(),
         )
         return 0
@@ -193,7 +194,7 @@ def explain(
         top_k=top,
         batch_size=batch_size,
         stretch=stretch,
-        device="cpu" if run.endswith(".onnx") else _device(device),
+        device="cpu" if run.endswith(".onnx") else chosen_device(device),
     )
     for line in done.lines():
         print(line)
@@ -244,7 +245,7 @@ def compare(
         layer=layer,
         output=out,
         batch_size=batch_size,
-        device=_device(device),
+        device=chosen_device(device),
         progress=not json_output,
     )
     if json_output:
@@ -336,18 +337,6 @@ COMMANDS: dict[str, Callable[..., int]] = {
 
 def _names(listed: str | None) -> list[str] | None:
     return None if listed is None else [name.strip() for name in listed.split(",") if name.strip()]
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as problem:
-        raise UserError(f"The device '{name}' cannot be used here; try --device cpu.") from problem
-    return name
 
 
 def _overview() -> None:

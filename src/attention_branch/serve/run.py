@@ -79,7 +79,8 @@ def load_predictor(
         from attention_branch.serve.onnx_predictor import OnnxPredictor
 
         return OnnxPredictor(run)
-    from attention_branch.serve.torch_predictor import TorchPredictor, chosen_device
+    from attention_branch.hardware import chosen_device
+    from attention_branch.serve.torch_predictor import TorchPredictor
 
     predictor = TorchPredictor(run, device=chosen_device(device))
     if engine == "torch" or (engine == "auto" and predictor.model.device.type != "cpu"):

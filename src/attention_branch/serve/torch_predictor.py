@@ -98,17 +98,6 @@ class TorchPredictor:
         }
 
 
-def chosen_device(name: str) -> str:
-    """Return the device that a name stands for; `UserError` for one that cannot be used here."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as problem:
-        raise UserError(f"The device '{name}' cannot be used here; try --device cpu.") from problem
-    return name
-
-
 class OpenedByTorch:
     """One image, its answer, and g(x) where the network can go on from there."""
 
