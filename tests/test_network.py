@@ -1,6 +1,8 @@
 """The network against the paper written out by hand, and its exact savings, in float64."""
 
 import copy
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -255,6 +257,30 @@ class TestManyTasks:
         with torch.no_grad():
             output, wanted = model(images), plain(images)
         assert all(torch.equal(output.logits[head], wanted[head]) for head in HEADS)
+
+
+@pytest.mark.parametrize("heads", [None, HEADS])
+def test_threads_share_one_network(heads):
+    model = ab.create_model("resnet20", num_classes=None if heads else 3, heads=heads).eval()
+    pictures = torch.randn(24, 1, 3, 32, 32)
+    meet = threading.Barrier(4)
+
+    def answers(start):
+        meet.wait()
+        with torch.no_grad():
+            return [(i, model(pictures[i])) for i in range(start, len(pictures), 4)]
+
+    with torch.no_grad():
+        alone = [model(picture) for picture in pictures]
+    with ThreadPoolExecutor(4) as threads:
+        for index, output in (pair for found in threads.map(answers, range(4)) for pair in found):
+            assert torch.allclose(output.attention, alone[index].attention, atol=1e-6)
+            for got, wanted in zip(by_head(output.logits), by_head(alone[index].logits), strict=True):
+                assert torch.allclose(got, wanted, atol=1e-5)
+
+
+def by_head(scores):
+    return list(scores.values()) if isinstance(scores, dict) else [scores]
 
 
 def test_a_copy_has_hooks_of_its_own(images):

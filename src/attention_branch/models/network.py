@@ -10,6 +10,7 @@ Feature extractor and perception branch are one whole backbone, run once: a hook
 branch and hands g * (1 + M) on. The network is trained end to end with L = L_att + L_per (`loss.py`).
 """
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -135,8 +136,8 @@ class AttentionBranchNetwork(Network):
         self.mechanism = config.mechanism
         self.map_control = config.map_control
         self.task_chunk = 8
-        # What the hooks of one forward pass share. It is empty between passes, so backbone(images) alone stays plain.
-        self._flow: dict[str, Any] = {}
+        self._flows = _Flows()
+        self._traced: dict[str, Any] = {}
         # Bound methods, not closures: a deep copy of the network gets hooks that belong to the copy.
         backbone.get_submodule(place.features).register_forward_hook(self._at_features)
         for gate in place.gates:
@@ -190,6 +191,14 @@ class AttentionBranchNetwork(Network):
             return self(images), evidence[0]
         finally:
             self._flow.clear()
+
+    @property
+    def _flow(self) -> dict[str, Any]:
+        """What the hooks of one forward pass share. It is empty between passes, so backbone(images) alone stays plain.
+
+        Every thread has its own, so that a server may call one network from many. A tracer sees a plain dict.
+        """
+        return self._traced if torch.compiler.is_compiling() else self._flows.own
 
     @property
     def resumes(self) -> bool:
@@ -336,6 +345,19 @@ class AttentionBranchNetwork(Network):
 
     def _recompute(self) -> tuple[Any, Any]:
         return _nothing(), _frozen_statistics(self.backbone.modules)
+
+
+class _Flows(threading.local):
+    """A dict for each thread; a copy or a pickle starts empty, because no pass goes on in it."""
+
+    def __init__(self) -> None:
+        self.own: dict[str, Any] = {}
+
+    def __deepcopy__(self, _memo: Any) -> "_Flows":
+        return _Flows()
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return _Flows, ()
 
 
 @contextmanager
