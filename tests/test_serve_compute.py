@@ -186,6 +186,70 @@ def test_closing_finishes_what_runs_and_refuses_the_rest():
         compute.predict(image(2))
 
 
+class Lanes:
+    """A network whose calls wait for each other where there are to be several; it notes batches and who was beside."""
+
+    def __init__(self, seconds=0.03):
+        self.seconds, self.calls, self.now, self.most = seconds, [], 0, 0
+        self.lock = threading.Lock()
+
+    def __call__(self, images, *, beside=False):
+        with self.lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+            self.calls.append((len(images), beside))
+        time.sleep(self.seconds * len(images))
+        with self.lock:
+            self.now -= 1
+        return [Answer({"label": values.ravel()}, None, None) for values in images]
+
+
+def test_a_slow_network_computes_in_lanes_under_load_and_alone_on_everything(made):
+    network = Lanes()
+    compute = made(network, lanes=3, largest=16)
+    assert compute.predict(image(7)).result(10).logits["label"][0] == 7
+    assert network.calls == [(1, False)]
+    answers = [compute.predict(image(number)) for number in range(40)]
+    assert [future.result(20).logits["label"][0] for future in answers] == list(range(40))
+    assert network.most == 3
+    assert sum(beside for _, beside in network.calls) > len(network.calls) / 2
+    time.sleep(0.1)
+    compute.predict(image(1)).result(10)
+    assert network.calls[-1] == (1, False)
+
+
+def test_a_fast_network_keeps_one_lane_and_large_batches(made):
+    network = Lanes(seconds=0.0001)
+    compute = made(network, lanes=3, largest=16)
+    compute.predict(image(0)).result(10)
+    answers = [compute.predict(image(number)) for number in range(200)]
+    assert [future.result(20).logits["label"][0] for future in answers] == list(range(200))
+    assert network.most == 1
+    assert not any(beside for _, beside in network.calls)
+    assert max(size for size, _ in network.calls) > 4
+
+
+def test_one_lane_answers_people_and_the_others_go_on_with_programs(made):
+    network = Lanes()
+    compute = made(network, lanes=2, largest=4)
+    compute.predict(image(0)).result(10)
+    at_once, most, go = [0], [0], threading.Event()
+
+    def question():
+        at_once[0] += 1
+        most[0] = max(most[0], at_once[0])
+        assert go.wait(10)
+        at_once[0] -= 1
+
+    people = [compute.run(question) for _ in range(3)]
+    answers = [compute.predict(image(number)) for number in range(8)]
+    assert len(wait(answers, timeout=10).done) == 8
+    go.set()
+    wait(people, timeout=10)
+    assert most == [1]
+    assert all(person.exception() is None for person in people)
+
+
 def test_batches_are_observed(made):
     seen = []
     compute = made(Network(), observe=lambda images, seconds: seen.append((images, seconds >= 0)))

@@ -1,5 +1,6 @@
 """A network that was exported to ONNX, answering with onnxruntime: no torch, and threads may share it."""
 
+import copy
 import json
 import threading
 from pathlib import Path
@@ -88,6 +89,13 @@ class OnnxModel:
         except Exception as problem:  # onnxruntime's own exceptions share no base class.
             reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
             raise UserError(f"onnxruntime cannot run '{path}' ({reason[:200]}); export the network again.") from problem
+
+    def with_threads(self, threads: int) -> Self:
+        """Return the same network with a session of its own that answers on so many processors."""
+        twin = copy.copy(self)
+        twin._threads, twin._lock, twin._gated = threads, threading.Lock(), None
+        twin._session = _session(self._model, threads)
+        return twin
 
     def named(self, kind: str) -> dict[str | None, str]:
         """Return the names of the outputs of a kind ("logits", "cam", ...), by head (None for a single task)."""

@@ -16,16 +16,16 @@ class Accelerated:
     """A network in torch, with batches answered by its exported form."""
 
     def __init__(self, own: TorchPredictor, fast: Predictor) -> None:
-        self.own, self.fast = own, fast
+        self.own, self.fast, self.lanes = own, fast, fast.lanes
         self.facts = replace(
             own.facts,
             engine=f"{fast.facts.engine} (single pictures: {own.facts.engine})",
             versions={**own.facts.versions, "onnxruntime": fast.facts.versions["onnxruntime"]},
         )
 
-    def predict(self, images: np.ndarray) -> list[Answer]:
+    def predict(self, images: np.ndarray, *, beside: bool = False) -> list[Answer]:
         """Answer normalised images (N, 3, H, W) float32."""
-        return self.fast.predict(images)
+        return self.fast.predict(images, beside=beside)
 
     def open(self, image: np.ndarray) -> OpenedByTorch:
         """Answer one normalised image (3, H, W) and keep its features."""

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from attention_branch.errors import UserError
+from attention_branch.hardware import usable_cores
 from attention_branch.onnx_model import OnnxModel
 from attention_branch.serve.predictor import SINGLE, Answer, ByHead, ClassMap, Facts, named_classes, probabilities
 from attention_branch.serve.without import answer_without
@@ -13,6 +14,9 @@ from attention_branch.versions import versions
 _KINDS = {"attention": "attention", "attention-class": "class_evidence", "cam": "cam"}
 """Methods, and the kind of output that each is read from."""
 
+_MOST_LANES = 4
+"""Batches at once. More would gain little and keep more activations in memory."""
+
 
 class OnnxPredictor:
     """An exported network. Its methods are those whose outputs the file has."""
@@ -20,6 +24,9 @@ class OnnxPredictor:
     def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
         """Load a file; `UserError` where it is none of `abn export`."""
         self.model = model = OnnxModel.load(path, threads=threads)
+        cores = usable_cores() if threads is None else threads
+        self.lanes = min(cores, _MOST_LANES)
+        self._narrow = model.with_threads(cores // self.lanes) if self.lanes > 1 else model
         self.facts = Facts(
             name=model.name,
             source=str(path),
@@ -46,9 +53,9 @@ class OnnxPredictor:
             return "This network has no attention branch, so no map weights its features and none can be given."
         return "This network was built as a control: its map is not applied, so another map changes nothing."
 
-    def predict(self, images: np.ndarray) -> list[Answer]:
-        """Answer normalised images (N, 3, H, W) float32."""
-        return self.answers(self.model.run(images))
+    def predict(self, images: np.ndarray, *, beside: bool = False) -> list[Answer]:
+        """Answer normalised images (N, 3, H, W) float32; on one lane's processors where others compute beside it."""
+        return self.answers((self._narrow if beside else self.model).run(images))
 
     def answers(self, found: dict[str, np.ndarray]) -> list[Answer]:
         """Divide a batch's outputs by name into answers."""

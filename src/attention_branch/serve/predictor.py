@@ -146,11 +146,15 @@ class Opened(Protocol):
 
 
 class Predictor(Protocol):
-    """A network that answers. Its methods are called from one thread at a time."""
+    """A network that answers. Its methods are called from one thread at a time, but for `predict` with lanes.
+
+    `lanes` calls of `predict` may run at once; each is told by `beside` that others do, and leaves processors to them.
+    """
 
     facts: Facts
+    lanes: int
 
-    def predict(self, images: np.ndarray) -> list[Answer]:
+    def predict(self, images: np.ndarray, *, beside: bool = False) -> list[Answer]:
         """Answer normalised images (N, 3, H, W) float32."""
         ...
 

@@ -37,7 +37,7 @@ def _head_answer(facts: Facts, head: str, logits: np.ndarray, second: np.ndarray
     return {
         "prediction": best[0],
         "top": best,
-        "probabilities": [round(float(share), 6) for share in shares],
+        "probabilities": shares.round(6).tolist(),
         "attention_branch": branch,
         "branches_agree": None if branch is None else branch["index"] == best[0]["index"],
     }
@@ -62,7 +62,7 @@ def map_facts(values: np.ndarray, value_range: tuple[float, float] | None, head:
 
 def map_array(values: np.ndarray) -> list[list[float]]:
     """Return a map as nested lists, rounded to six digits behind the point."""
-    return [[round(float(value), 6) for value in row] for row in values]
+    return values.astype(np.float64).round(6).tolist()
 
 
 def map_png(values: np.ndarray, value_range: tuple[float, float] | None) -> bytes:

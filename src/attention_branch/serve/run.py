@@ -13,6 +13,7 @@ import uvicorn
 
 from attention_branch.errors import UserError
 from attention_branch.files import require_folder
+from attention_branch.hardware import usable_cores
 from attention_branch.serve.api import application
 from attention_branch.serve.cases import Cases
 from attention_branch.serve.compute import Compute
@@ -105,13 +106,14 @@ def make_state(
     counted: list[Metrics] = []
     compute = Compute(
         predictor.predict,
+        lanes=predictor.lanes,
         largest=batch,
         waiting=limits.waiting,
         patience=limits.patience,
         observe=lambda images, seconds: counted[0].batch(images, seconds),
     )
     counted.append(Metrics(predictor.facts, lambda: compute.queued, lambda: len(cases)))
-    decoders = ThreadPoolExecutor(max(1, min(4, os.cpu_count() or 1)), "abn-decode")
+    decoders = ThreadPoolExecutor(min(4, usable_cores()), "abn-decode")
     saver = ThreadPoolExecutor(1, "abn-save")
     state = State(predictor, compute, cases, limits, counted[0], annotations, decoders, saver)
     if pictures is not None:

@@ -31,7 +31,7 @@ class TorchPredictor:
         blank = torch.zeros(1, 3, *size, device=model.device)
         with torch.inference_mode():
             output = model(blank)
-        self.abn = bool(model.is_abn)
+        self.abn, self.lanes = bool(model.is_abn), 1
         self.facts = Facts(
             name=model.name,
             source=str(run),
@@ -63,8 +63,8 @@ class TorchPredictor:
             return "This network was built as a control: its map is not applied, so another map changes nothing."
         return None
 
-    def predict(self, images: np.ndarray) -> list[Answer]:
-        """Answer normalised images (N, 3, H, W) float32."""
+    def predict(self, images: np.ndarray, *, beside: bool = False) -> list[Answer]:
+        """Answer normalised images (N, 3, H, W) float32; there is one lane, because torch uses all processors."""
         with torch.inference_mode():
             output = self.model(self._batch(images))
         if not self.abn:
