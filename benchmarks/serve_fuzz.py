@@ -95,7 +95,7 @@ def main() -> None:
         command = [sys.executable, "-m", "attention_branch.cli", "serve", str(folder), "--port", str(options.port)]
         server = Running([*command, "--max-body", "1"], options.port)
         try:
-            asyncio.run(ready(server.address))
+            asyncio.run(ready(server))
             found = asyncio.run(fuzz(server, options.port, options.requests))
         finally:
             server.stop()

@@ -87,16 +87,16 @@ class Running:
             self.process.kill()
 
 
-async def ready(address: str) -> None:
+async def ready(server: Running) -> None:
     """Wait until a server answers."""
     async with aiohttp.ClientSession() as session:
-        for _ in range(600):
+        while server.process.poll() is None:
             try:
-                async with session.get(address.rpartition("/")[0]):
+                async with session.get(server.address.rpartition("/")[0]):
                     return
             except aiohttp.ClientError:
                 await asyncio.sleep(0.2)
-    raise RuntimeError(f"{address} does not answer.")
+    raise RuntimeError(f"The server has ended before it answered: {server.process.args!r}")
 
 
 async def load(server: Running, sent: list[bytes], clients: int, seconds: float) -> dict[str, Any]:
@@ -176,7 +176,7 @@ def measure(command: list[str], port: int, sent: list[bytes], clients: int, seco
     """Start a server, warm it up for some requests, put it under load, stop it."""
     server = Running(command, port)
     try:
-        asyncio.run(ready(server.address))
+        asyncio.run(ready(server))
         asyncio.run(load(server, sent, min(8, clients), 3))
         return asyncio.run(load(server, sent, clients, seconds))
     finally:

@@ -36,7 +36,7 @@ def measured(command: list[str], port: int, content: bytes, strokes: int) -> dic
     random = np.random.default_rng(0)
     files = {"files": ("a.jpg", content, "image/jpeg")}
     try:
-        asyncio.run(ready(server.address))
+        asyncio.run(ready(server))
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
             opened = client.post("/v1/images", files=files).json()
             shape = np.array(opened["maps"][0]["values"]).shape

@@ -128,9 +128,23 @@ def test_a_link_does_not_lead_out_of_the_folder(tmp_path):
     written.image.symlink_to(tmp_path / "outside.png")
     with pytest.raises(UserError, match="outside"):
         read_annotations(tmp_path / "a")
-    with pytest.raises(UserError, match="outside"):
-        delete_annotation(tmp_path / "a", written.name)
+    delete_annotation(tmp_path / "a", written.name)
     assert (tmp_path / "outside.png").exists()
+    assert not written.image.is_symlink()
+
+
+@pytest.mark.parametrize("text", ["{", '{"format": 9}', '{"format": 1, "image": "../other.png", "map": 3}'])
+def test_a_broken_annotation_can_be_removed_and_takes_nothing_else_with_it(tmp_path, text):
+    folder = tmp_path / "a"
+    written = write_annotation(folder, encoded(4, 4), np.zeros((4, 4)), label=None)
+    others = write_annotation(folder, encoded(4, 4), np.zeros((4, 4)), label=None, head="a")
+    (tmp_path / "other.png").write_bytes(b"mine")
+    (folder / "annotations" / f"{written.name}.json").write_text(text)
+    delete_annotation(folder, written.name)
+    assert not written.image.exists()
+    assert not written.map.exists()
+    assert read_annotations(folder) == [others]
+    assert (tmp_path / "other.png").exists()
 
 
 @pytest.mark.parametrize(

@@ -247,6 +247,18 @@ def test_a_saved_map_survives_and_comes_back(served, page):
     sync_api.expect(tile).to_have_count(0)
 
 
+def test_a_broken_annotation_is_said_and_can_be_removed(served, page):
+    broken = served.state.annotations / "annotations" / "torn.json"
+    broken.parent.mkdir(parents=True, exist_ok=True)
+    broken.write_text("{")
+    page.click("#tab-saved")
+    tile = page.locator("#saved-items li", has_text="torn.json")
+    page.once("dialog", lambda dialog: dialog.accept())
+    tile.get_by_role("button", name="Remove the map of torn").click()
+    sync_api.expect(tile).to_have_count(0)
+    assert not broken.exists()
+
+
 def test_the_queue_shows_the_worst_first_and_goes_on(served, page):
     page.click("#tab-queue")
     sync_api.expect(page.locator("#queue-items li")).to_have_count(9)

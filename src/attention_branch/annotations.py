@@ -13,6 +13,7 @@ import hashlib
 import json
 import time
 from dataclasses import dataclass
+from glob import escape
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -161,11 +162,17 @@ def write_annotation(
 
 
 def delete_annotation(folder: str | Path, name: str) -> None:
-    """Remove an annotation with its picture and map; `UserError` where there is none of that name."""
+    """Remove an annotation, broken or not, with its picture and map; `UserError` where there is none of that name."""
     folder = Path(folder)
     path = _record_path(folder, name)
-    record = _read_record(path)
-    files = [_inside(folder, path, record, key) for key in ("image", "map")]
+    try:
+        record = _read_record(path)
+        files = [_inside(folder, path, record, key) for key in ("image", "map")]
+    except UserError:
+        if not path.is_file():
+            raise
+        # A broken record says nothing that can be trusted; what goes by its name goes with it.
+        files = [file for place in ("images", "maps") for file in (folder / place).glob(f"{escape(name)}.*")]
     for file in (path, *files):
         _remove(file)
 

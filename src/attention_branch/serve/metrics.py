@@ -20,9 +20,12 @@ class Metrics:
             "abn_requests", "Requests by route and status.", ["route", "status"], registry=self.registry
         )
         self.seconds = Histogram(
-            "abn_request_seconds", "Time from a whole request to its answer.", ["route"], registry=self.registry,
+            "abn_request_seconds",
+            "Time from a request's head to its answer, the upload included.",
+            ["route"],
+            registry=self.registry,
             buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20),
-        )  # fmt: skip
+        )
         self.batches = Histogram(
             "abn_batch_images", "Images computed at once.", registry=self.registry, buckets=(1, 2, 4, 8, 16, 32, 64)
         )

@@ -1,5 +1,6 @@
 """Starting and stopping the server."""
 
+import gc
 import logging
 import os
 import signal
@@ -57,6 +58,9 @@ def serve(
         pictures = _pictures(run, predictor, images, data, split, limit)
         state = make_state(predictor, folder, limits=limits, batch=batch, pictures=pictures)
         app = application(state, host=host, allowed_hosts=allowed_hosts, token=token)
+        # The libraries' objects stay for good: a collector that goes through them again and again holds up answers.
+        gc.collect()
+        gc.freeze()
         listener.listen(512)  # So that whoever reads the address can connect at once.
         _announce(state, listener, token, host)
         try:
@@ -142,7 +146,7 @@ def _pictures(
         return None
     from attention_branch.serve.split_pictures import run_pictures
 
-    return run_pictures(run, data, split, limit, predictor.facts)
+    return run_pictures(run, data, split, limit)
 
 
 def _listen(host: str, port: int) -> socket.socket:

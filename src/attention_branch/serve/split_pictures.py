@@ -6,7 +6,6 @@ from typing import Any
 from attention_branch.data.dataset import SPLITS
 from attention_branch.errors import UserError
 from attention_branch.evaluation.run import choose_split, open_evaluation_data, random_subset, recorded_data
-from attention_branch.serve.predictor import Facts
 from attention_branch.serve.uploads import png_bytes
 
 
@@ -32,8 +31,8 @@ class SplitPictures:
         return stored if stored is not None else png_bytes(self.images.image(index))
 
 
-def run_pictures(run: str | Path, data: str | None, split: str, limit: int, facts: Facts) -> SplitPictures | None:
-    """Return `limit` pictures of a split, drawn at random from seed 0; None where a run's own data is not at hand.
+def run_pictures(run: str | Path, data: str | None, split: str, limit: int) -> SplitPictures | None:
+    """Return `limit` pictures of a split, drawn at random from seed 0; None, said, where a run's own cannot be opened.
 
     Without `data` it is the data that the run was trained on. Raises `UserError` for data that was named and cannot be
     opened, and for an unknown split.
@@ -49,9 +48,10 @@ def run_pictures(run: str | Path, data: str | None, split: str, limit: int, fact
     try:
         opened, _ = open_evaluation_data(spec, trained_on)
         used, images, _ = choose_split(opened, split)
-    except UserError:
+    except UserError as problem:
         if data is not None:
             raise
+        print(f"No queue of pictures: {problem} --images and --data name others.")
         return None
     if len(images) > limit:
         images = random_subset(images, limit, 0)

@@ -159,14 +159,15 @@ export class Lists {
     const tile = element("li");
     if (item.error) {
       tile.append(element("p", "wrong", item.error));
-      return tile; // its files cannot be told from a broken record; the sentence says which to remove
+    } else {
+      const button = element("button", "tile"), name = encodeURIComponent(item.name);
+      button.append(picture(`/v1/annotations/${name}/overlay.png`));
+      button.append(element("span", "", labelText(item.label) || "no label"));
+      if (item.head) button.append(element("span", "quiet", `map of ${item.head}`));
+      button.append(element("span", "name", `${item.source ?? item.name}, ${item.time ?? ""}`));
+      button.onclick = () => this.open({ saved: item.name });
+      tile.append(button);
     }
-    const button = element("button", "tile"), name = encodeURIComponent(item.name);
-    button.append(picture(`/v1/annotations/${name}/overlay.png`));
-    button.append(element("span", "", labelText(item.label) || "no label"));
-    if (item.head) button.append(element("span", "quiet", `map of ${item.head}`));
-    button.append(element("span", "name", `${item.source ?? item.name}, ${item.time ?? ""}`));
-    button.onclick = () => this.open({ saved: item.name });
     const row = element("div", "row"), remove = element("button", "", "Remove");
     remove.setAttribute("aria-label", `Remove the map of ${item.source ?? item.name}`);
     remove.onclick = async () => {
@@ -180,7 +181,7 @@ export class Lists {
       }
     };
     row.append(remove);
-    tile.append(button, row);
+    tile.append(row);
     return tile;
   }
 }
