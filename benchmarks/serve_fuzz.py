@@ -69,14 +69,12 @@ async def fuzz(server: Running, port: int, count: int) -> dict[str, Any]:
 
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as session:
         await asyncio.gather(*(client(session) for _ in range(8)))
-    tenth = max(1, len(memory) // 10)
     return {
         "statuses": {kind: dict(found) for kind, found in sorted(statuses.items())},
         "faults": faults,
         "good_pictures_between": dict(good),
         "memory_mib": {
-            "after the first tenth": round(float(np.median(memory[tenth : 2 * tenth]))),
-            "in the last tenth": round(float(np.median(memory[-tenth:]))),
+            "median of each tenth": [round(float(np.median(part))) for part in np.array_split(memory, 10)],
             "most": round(server.most),
         },
         "still_runs": server.process.poll() is None,

@@ -1,5 +1,6 @@
 """The server's answers against the network's own, and what it says of requests it does not take."""
 
+import asyncio
 import base64
 import json
 from io import BytesIO
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 import attention_branch as ab
 from attention_branch.errors import UserError
@@ -39,6 +41,22 @@ def server(predictor, tmp_path):
 def answer(model, image):
     with torch.no_grad():
         return model(model.preprocessing.tensor(image.convert("RGB"))[None])
+
+
+def test_a_refused_picture_leaves_nothing_of_what_it_became(server):
+    """An unpacked comment in a frame of the error would stay until the collector comes by."""
+    held = PngInfo()
+    held.add_text("comment", "x" * 2_000_000, zip=True)
+    buffer = BytesIO()
+    picture().save(buffer, "PNG", pnginfo=held)
+    with pytest.raises(UserError) as refused:
+        asyncio.run(server.state.decode(buffer.getvalue(), "a.png"))
+    assert refused.value.__context__ is None
+    trace, largest = refused.value.__traceback__, 0
+    while trace is not None:
+        sizes = [len(value) for value in trace.tb_frame.f_locals.values() if isinstance(value, bytes | bytearray)]
+        largest, trace = max([largest, *sizes]), trace.tb_next
+    assert largest <= len(buffer.getvalue())
 
 
 class TestPredict:

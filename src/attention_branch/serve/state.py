@@ -53,7 +53,7 @@ class State:
         if self.decoding >= self.limits.waiting:
             raise Busy(f"{self.decoding} pictures are waiting to be decoded already.", 2)
         self.decoding += 1
-        future = self.decoders.submit(work)
+        future = self.decoders.submit(_said_plainly, work)
         future.add_done_callback(self._decoded)
         try:
             async with asyncio.timeout(self.limits.patience):
@@ -74,6 +74,15 @@ class State:
         if case is None:
             raise HTTPException(404, "This image is not open any more; open it again.")
         return case
+
+
+def _said_plainly(work: Callable[[], Result]) -> Result:
+    """Run work; its `UserError` comes without the frames it rose from, whose values a cycle would keep for a while."""
+    try:
+        return work()
+    except UserError as problem:
+        said = str(problem)
+    raise UserError(said)
 
 
 async def uploads(request: Request, limits: Limits) -> list[tuple[str, bytes]]:
