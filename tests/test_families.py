@@ -54,7 +54,10 @@ NOT_RESUMABLE = {"eva02"}
 CAPTURED_AS = {
     "densenet": "densenet_bc", "resnet65b": "resnet20", "wide_resnet": "resnet", "res2net": "resnet",
     "regnet": "resnet", "resnext": "resnet", "seresnet": "resnet", "vgg_bn": "vgg",
+    "convnextv2": "convnext", "deit": "vit", "repvgg": "resnet", "dla": "resnet", "cspnet": "resnet",
 }  # fmt: skip
+# Of each layout of features and each kind of gate one is compiled too, which takes as long as the export again.
+COMPILED = {"resnet20", "resnet", "densenet_bc", "efficientnet", "convnext", "swin", "vit", "eva02"}
 
 
 @pytest.fixture(scope="class")
@@ -134,12 +137,14 @@ class OfAFamily:
         with torch.no_grad():
             eager = model(images)
             torch._dynamo.reset()
-            compiled = torch.compile(model, fullgraph=True, backend="eager")(images)
             exported = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch", max=64)},))
             other = torch.cat([images, images[:1]])
-            for own, captured, shipped in zip(eager, compiled, exported.module()(images), strict=True):
-                assert torch.allclose(own, captured, rtol=1e-5, atol=1e-6)
-                assert torch.allclose(own, shipped, rtol=1e-5, atol=1e-6)
+            found = [exported.module()(images)]
+            if family in COMPILED:
+                found.append(torch.compile(model, fullgraph=True, backend="eager")(images))
+            for captured in found:
+                for own, part in zip(eager, captured, strict=True):
+                    assert torch.allclose(own, part, rtol=1e-5, atol=1e-6)
             assert torch.allclose(exported.module()(other).logits, model(other).logits, rtol=1e-4, atol=1e-5)
 
     def test_bfloat16_autocast_is_as_near_as_the_plain_backbone_is(self, case):

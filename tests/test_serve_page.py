@@ -248,7 +248,7 @@ def test_a_saved_map_survives_and_comes_back(served, page):
 
 
 def test_a_broken_annotation_is_said_and_can_be_removed(served, page):
-    broken = served.state.annotations / "annotations" / "torn.json"
+    broken = served.server.state.annotations / "annotations" / "torn.json"
     broken.parent.mkdir(parents=True, exist_ok=True)
     broken.write_text("{")
     page.click("#tab-saved")

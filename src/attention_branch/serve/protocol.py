@@ -1,4 +1,4 @@
-"""uvicorn's protocol with one patience more: a connection that says nothing, or half a request, is closed."""
+"""uvicorn's protocol with ends to its patience: who sends no whole request or reads no answer is cut off."""
 
 import asyncio
 from typing import Any
@@ -7,12 +7,15 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_SECONDS = 20.0
 """Time for the head of a request to arrive, from the connection or from the head's first byte."""
+READ_SECONDS = 30.0
+"""Time for a client to take a part of its answer, once as much waits as is kept for it."""
 
 
 class PatientProtocol(H11Protocol):
-    """Closes what would hold a place for ever: uvicorn waits without end for the head of a first request."""
+    """Closes what would hold a place for ever: uvicorn waits without end for a first request and for a reader."""
 
     _waiting: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         """Give a new connection time for its first request."""
@@ -32,9 +35,26 @@ class PatientProtocol(H11Protocol):
         self._stop()
         super().on_response_complete()
 
+    def pause_writing(self) -> None:
+        """Give a client time to take what waits for it."""
+        super().pause_writing()
+        self._unread = self.loop.call_later(READ_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Stop that clock: something was taken."""
+        super().resume_writing()
+        self._taken()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close a connection after its answer, whether or not the rest of that is ever read."""
+        super().timeout_keep_alive_handler()
+        if self._unread is None:
+            self._unread = self.loop.call_later(READ_SECONDS, self.transport.abort)
+
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clock."""
+        """Stop the clocks."""
         self._stop()
+        self._taken()
         super().connection_lost(exc)
 
     def _wait(self) -> None:
@@ -44,6 +64,11 @@ class PatientProtocol(H11Protocol):
         if self._waiting is not None:
             self._waiting.cancel()
             self._waiting = None
+
+    def _taken(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def _give_up(self) -> None:
         self._waiting = None

@@ -68,6 +68,7 @@ def serve(
         finally:
             close_state(state)
     finally:
+        gc.unfreeze()
         listener.close()
     print("Stopped.", flush=True)
 
