@@ -29,7 +29,7 @@ INTERACTIVE, PROGRAMS, BACKGROUND = 0, 1, 2
 _LANE_BATCH = 4
 """Images of a lane's batch: what larger ones save is less than a millisecond, and who comes next waits for them."""
 _SLOW = 0.01
-"""Seconds an image takes in a network for which lanes are worth it."""
+"""Seconds an image takes on one lane's share of the cores, from which on lanes are worth it."""
 
 
 class Busy(Exception):
