@@ -7,10 +7,11 @@
     python benchmarks/human_maps.py picture BEFORE AFTER --target docs/pictures/human-maps.png
 
 A network learns digits on which a small mark gives the class away. 100 of its training pictures are annotated with the
-digit's true mask (`write_annotation`), and `abn train --from RUN --annotations DIR` goes on from it, arm by arm. Each
-network is then measured on digits of the test split that it never saw: without a mark, with a mark that says nothing,
-with the mark as in training. `tune` tries settings on seed 100 and measures on the validation split, whose digits and
-photos are none of test's; nothing is chosen by the test split. A run that is there is not repeated.
+digit's true mask (`write_annotation`), and `abn train --from RUN --annotations DIR` goes on from it, arm by arm; the
+arms named after counterexamples are those with `--counterexamples 1`. Each network is then measured on digits of the
+test split that it never saw: without a mark, with a mark that says nothing, with the mark as in training. `tune` tries
+settings on seed 100 and measures on the validation split, whose digits and photos are none of test's; nothing is chosen
+by the test split. A run that is there is not repeated.
 """
 
 import argparse
@@ -50,6 +51,10 @@ ARMS: dict[str, dict[str, Any]] = {
     "maps, extractor too": {"train_extractor": True},
     "no maps, extractor too": {"map_weight": 0.0, "train_extractor": True},
     "maps, others held": {"keep_weight": 1.0},
+    "counterexamples": {"counterexamples": 1.0},
+    "counterexamples, no maps": {"counterexamples": 1.0, "map_weight": 0.0},
+    "counterexamples, extractor too": {"counterexamples": 1.0, "train_extractor": True},
+    "counterexamples, no maps, extractor too": {"counterexamples": 1.0, "map_weight": 0.0, "train_extractor": True},
 }
 RECORDS = Path(__file__).parent / "records" / f"{datetime.date.today():%Y-%m-%d}-human-maps"
 

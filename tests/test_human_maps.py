@@ -24,9 +24,11 @@ from attention_branch.errors import UserError
 from attention_branch.models.preprocessing import Preprocessing
 from attention_branch.training import human_map_settings, parse_train_arguments, recipe, train
 from attention_branch.training.annotated import MapTeacher, extractor_parts, map_distances
-from attention_branch.training.config import check_settings
+from attention_branch.training.config import TrainConfig, check_settings
+from attention_branch.training.counterexamples import counterexamples
 from attention_branch.training.journal import read_metrics
 from attention_branch.training.matching import match_annotations
+from attention_branch.training.module import Classifier
 
 DATA = "digits:train=30,validation=12,test=10"
 
@@ -117,7 +119,7 @@ def test_a_map_that_is_its_picture_stays_it(tmp_path, augment, resize):
     images = ImageSet(FileSource(tmp_path, names), {"label": np.zeros(3, dtype=int)}, {"label": ("a",)})
     preprocessing = Preprocessing(size=(24, 24), resize=resize, crop_pct=0.8, interpolation="bilinear")
     files = {index: {0: tmp_path / name} for index, name in enumerate(names)}
-    maps = PictureMaps(files, 1, (24, 24), preprocessing, augment)
+    maps = PictureMaps(files, 1, (24, 24), preprocessing, augment, inside=True)
     loader = make_loader(
         images, preprocessing, 3, train=True, augment=augment, seed=5, normalized=False, maps=maps, workers=0
     )
@@ -127,6 +129,7 @@ def test_a_map_that_is_its_picture_stays_it(tmp_path, augment, resize):
         assert batch["annotated"].all()
         # The picture is grey: each of its channels is what the map must be.
         assert torch.allclose(batch["human_maps"][:, 0] * 255, batch["images"][:, 0].float(), atol=1e-3)
+        assert torch.equal(batch["inside"], batch["images"][:, 0] >= 128)
 
 
 def test_a_map_is_averaged_over_areas(tmp_path):
@@ -135,7 +138,9 @@ def test_a_map_is_averaged_over_areas(tmp_path):
     levels[4:, 4:6] = 255
     Image.fromarray(levels).save(tmp_path / "a.png")
     maps = PictureMaps({1: {1: tmp_path / "a.png"}}, 2, (2, 2), Preprocessing(size=(8, 8), resize="squash"), "none")
-    values, known = maps.batch(np.array([0, 1]), None)
+    found = maps.batch(np.array([0, 1]), None)
+    assert set(found) == {"human_maps", "annotated"}
+    values, known = found.values()
     assert known.tolist() == [[False, False], [False, True]]
     assert values[1, 1].tolist() == [[1, 0], [0, 0.5]]
     assert values[0].abs().sum() == values[1, 0].abs().sum() == 0
@@ -331,6 +336,94 @@ def test_maps_come_to_the_humans_and_more_weight_brings_them_nearer(begun, tmp_p
     assert distance[3.0] < 0.7 * distance[0.0]
 
 
+# --- counterexamples ---
+
+
+def scene(count=6, side=8):
+    """Images of one constant each, whose object is a square of the constant's negative; the last two have no map."""
+    images = torch.arange(1.0, count + 1)[:, None, None, None].expand(-1, 3, side, side).clone()
+    inside = torch.zeros(count, side, side, dtype=torch.bool)
+    for number in range(count):
+        inside[number, number : number + 3, 2:5] = True
+    images = torch.where(inside[:, None], -images, images)
+    annotated = torch.ones(count, dtype=torch.bool)
+    annotated[-2:] = False
+    return images, inside, annotated
+
+
+@pytest.mark.parametrize(("share", "wanted"), [(0.0, 0), (0.5, 2), (1.0, 4)])
+def test_the_surroundings_are_those_of_other_annotated_pictures(share, wanted):
+    images, inside, annotated = scene()
+    came = set()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        changed, places = counterexamples(images, inside, annotated, share)
+        torch.manual_seed(seed)
+        assert torch.equal(counterexamples(images, inside, annotated, share).images, changed)
+        assert len(set(places.tolist())) == wanted
+        for number in range(6):
+            if number not in places:
+                assert torch.equal(changed[number], images[number])
+                continue
+            assert (changed[number][:, inside[number]] == -(number + 1)).all()
+            outside = changed[number][:, ~inside[number]]
+            assert (outside >= 0).all()  # no object of another picture: theirs are negative
+            assert number + 1 not in outside  # nor its own surroundings
+            came |= set(outside.unique().tolist())
+    # Of the four with a map, and never of the two without.
+    assert came - {0.0} == ({1, 2, 3, 4} if wanted else set())
+
+
+def test_where_all_have_their_object_the_mean_colour_stands():
+    images, inside, annotated = scene(4)  # two with a map: the other's object leaves a hole
+    changed, places = counterexamples(images, inside, annotated, 1.0)
+    assert sorted(places.tolist()) == [0, 1]
+    hole = inside[1] & ~inside[0]
+    assert (changed[0][:, hole] == 0).all()
+    assert (changed[0][:, ~inside[0] & ~inside[1]] == 2).all()
+
+
+def test_there_must_be_others_and_something_marked():
+    images, inside, annotated = scene()
+    alone = torch.zeros(6, dtype=torch.bool)
+    alone[2] = True
+    for given in (annotated & False, alone):
+        changed, places = counterexamples(images, inside, given, 1.0)
+        assert torch.equal(changed, images)
+        assert len(places) == 0
+    inside[0] = False  # "do not look anywhere": neither changed nor given to others, whose object it would bring
+    for seed in range(10):
+        torch.manual_seed(seed)
+        changed, places = counterexamples(images, inside, annotated, 1.0)
+        assert sorted(places.tolist()) == [1, 2, 3]
+        assert not (changed[1:4].abs() == 1).any()
+
+
+def test_a_run_shows_its_counterexamples(begun, taught, tmp_path, capsys):
+    run = train(settings(begun, tmp_path / "a", counterexamples=1.0, maps=4))
+    assert "100% of those in a batch are shown in other surroundings" in capsys.readouterr().out
+    assert json.loads((run / "config.json").read_text())["settings"]["counterexamples"] == 1
+    assert {path.name for path in (run / "counterexamples").iterdir()} == {"epoch-000.png", "epoch-001.png"}
+    with Image.open(run / "counterexamples" / "epoch-000.png") as sheet:
+        assert sheet.width > 4 * 128
+    plain, changed = (ab.load_model(each).state_dict() for each in (taught, run))
+    assert any(not torch.equal(plain[name], changed[name]) for name in plain)
+    again = train(settings(begun, tmp_path / "b", counterexamples=1.0))
+    assert all(torch.equal(value, changed[name]) for name, value in ab.load_model(again).state_dict().items())
+
+
+def test_only_pictures_whose_heads_all_have_a_map_are_changed():
+    images, inside, _ = scene(4)
+    model = ab.create_model("resnet20", heads={"kind": 2, "hue": 2}, image_size=32)
+    module = Classifier(model, TrainConfig(counterexamples=1.0), 1)
+    annotated = torch.tensor([[True, True], [True, False], [True, True], [False, False]])
+    batch = {"images": images, "inside": inside, "annotated": annotated}
+    module._change_surroundings(batch, 0)
+    assert [torch.equal(*pair) for pair in zip(batch["images"], images, strict=True)] == [False, True, False, True]
+    plain, marked, shown = module.surroundings
+    assert len(plain) == len(marked) == len(shown) == 2
+
+
 # --- the run ---
 
 
@@ -409,6 +502,7 @@ def test_a_saved_network_needs_its_data_named(begun, tmp_path):
         ({"map_weight": -1.0}, "map_weight is -1.0"),
         ({"keep_weight": float("inf")}, "keep_weight is inf"),
         ({"annotated_share": 0.0}, "annotated_share is 0.0"),
+        ({"counterexamples": 1.5}, "counterexamples is 1.5"),
     ],
 )
 def test_settings_that_cannot_work(begun, changes, message):

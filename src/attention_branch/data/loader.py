@@ -173,7 +173,7 @@ class _Batches(Dataset[dict[str, Any]]):
             "index": torch.from_numpy(indices),
         }
         if self.maps is not None:
-            found["human_maps"], found["annotated"] = self.maps.batch(indices, draws)
+            found |= self.maps.batch(indices, draws)
         return found
 
     def _pictures(self, indices: np.ndarray, draws: np.ndarray | None) -> np.ndarray:
@@ -255,7 +255,7 @@ def make_loader(
     `train=True` shuffles by (seed, epoch) and drops the last incomplete batch; a set smaller than one batch makes one.
     `batch_size` counts all processes together; `num_replicas` and `rank` are those of torch.distributed when it runs.
     `workers=None` chooses: none for pictures already in memory or small enough to be kept there. With `maps` a batch
-    also holds "human_maps" (N, T, h, w) and "annotated", bool (N, T), and in training `annotated_share` of it has maps.
+    also holds what `PictureMaps.batch` returns, and in training `annotated_share` of it has maps.
     """
     if augment not in AUGMENTATIONS:
         known = ", ".join(AUGMENTATIONS)

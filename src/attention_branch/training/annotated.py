@@ -42,9 +42,11 @@ class Lesson:
 
     def sentence(self) -> str:
         """Say what is learnt from what."""
+        share = self.record["counterexamples"]
+        others = f" {share:.0%} of those in a batch are shown in other surroundings." if share else ""
         return (
             f"Human maps of {self.record['pictures']} pictures, {self.record['added']} of them added to the training "
-            f"pictures; trained: {self.record['trained']}."
+            f"pictures; trained: {self.record['trained']}.{others}"
         )
 
 
@@ -71,7 +73,8 @@ def open_lesson(config: TrainConfig, data: DataSet, folder: Path, previous: dict
     with torch.no_grad():
         attention, _ = start.attend(torch.zeros(1, 3, *start.preprocessing.size))
     grid = (attention.shape[2], attention.shape[3])
-    maps = PictureMaps(files, attention.shape[1], grid, model.preprocessing, config.augment)
+    inside = config.counterexamples > 0
+    maps = PictureMaps(files, attention.shape[1], grid, model.preprocessing, config.augment, inside=inside)
     start.requires_grad_(False)
     record = {
         "folder": config.annotations,
@@ -80,6 +83,7 @@ def open_lesson(config: TrainConfig, data: DataSet, folder: Path, previous: dict
         "pictures": len(files),
         "added": len(train) - len(data.train),
         "map_size": list(grid),
+        "counterexamples": config.counterexamples,
         "trained": "the whole network" if config.train_extractor else "attention and perception branch",
     }
     return Lesson(model.train(), start, train, maps, record)

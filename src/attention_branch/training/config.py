@@ -38,6 +38,9 @@ class TrainConfig:
     where all images share a mistake, maps that are held hold the mistake."""
     annotated_share: float = 0.5
     """Share of each batch that is drawn from the annotated images, however few they are."""
+    counterexamples: float = 0.0
+    """Share of a batch's annotated images that are shown in the surroundings of others: outside of what their human map
+    marks lies what is outside of the others' maps. So a hint beside the object no longer tells the class (CAIPI)."""
     train_extractor: bool = False
     """With human maps: train the feature extractor too, and not the attention and perception branch alone."""
 
@@ -249,7 +252,7 @@ def _check_guided(config: TrainConfig) -> None:
 def _check_human_maps(config: TrainConfig) -> None:
     if config.start is None and config.annotations is None:
         plain = TrainConfig()
-        for name in ("map_weight", "keep_weight", "annotated_share", "train_extractor"):
+        for name in ("map_weight", "keep_weight", "annotated_share", "counterexamples", "train_extractor"):
             if getattr(config, name) != getattr(plain, name):
                 raise UserError(f"{name} is {getattr(config, name)}, but there are no human maps; add --annotations.")
         if config.recipe == "human-maps":
@@ -264,6 +267,8 @@ def _check_human_maps(config: TrainConfig) -> None:
             raise UserError(f"{name} is {getattr(config, name)}; it must be 0 or more.")
     if not 0 < config.annotated_share <= 1:
         raise UserError(f"annotated_share is {config.annotated_share}; it must be above 0 and at most 1.")
+    if not 0 <= config.counterexamples <= 1:
+        raise UserError(f"counterexamples is {config.counterexamples}; it must be at least 0 and at most 1.")
     for name, value, off in (
         ("mixup", config.mixup, 0.0), ("cutmix", config.cutmix, 0.0), ("guided", config.guided, "none"),
     ):  # fmt: skip

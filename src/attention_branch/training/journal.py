@@ -139,6 +139,12 @@ class Journal(Checkpoint):
         if module.guide is not None:
             path = self.folder / "guided" / f"epoch-{epoch:03d}.png"
             draw_guided(module.guide, network, self.data.validation, self.columns, path, title)
+        if module.surroundings and len(module.surroundings[0]):
+            plain, inside, changed = module.surroundings
+            plain, changed = (network.preprocessing.denormalize(each).float() for each in (plain, changed))
+            path = self.folder / "counterexamples" / f"epoch-{epoch:03d}.png"
+            title = f"epoch {epoch + 1}: training image, what its human map marks, as it was shown"
+            guided_strip(plain, inside.float(), torch.zeros(len(plain), 4), changed, path, title=title)
 
     def _say(self, trainer: L.Trainer, line: dict[str, Any]) -> None:
         if self.writer is not None:

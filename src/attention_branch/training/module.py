@@ -15,6 +15,7 @@ from attention_branch.models import ABNOutput, AttentionBranchNetwork, abn_loss
 from attention_branch.training.annotated import MapTeacher, extractor_parts
 from attention_branch.training.building import Trainable
 from attention_branch.training.config import TrainConfig
+from attention_branch.training.counterexamples import counterexamples
 from attention_branch.training.guided import guide_batch, make_guide, mix_guided
 from attention_branch.training.mixing import gather, mixed_loss
 from attention_branch.training.normalization import average_buffers
@@ -55,6 +56,8 @@ class Classifier(L.LightningModule):
             model.compile()
         self.train_tally, self.validation_tally = Tally(), Tally()
         self.maps: list[Tensor] = []
+        # Of an epoch's first batch: some images, what their human maps mark, and what they were changed into.
+        self.surroundings: list[Tensor] = []
         self.bad_step: Tensor | None = None
         self.stepped = -1
 
@@ -104,6 +107,8 @@ class Classifier(L.LightningModule):
         # draws the same on all processes, a guide and dropout do not; what a guide draws moves neither of the others.
         several = self.trainer.world_size > 1
         self._seed(batch_idx, *((self.global_rank, 1) if several else ()))
+        if "inside" in batch:
+            self._change_surroundings(batch, batch_idx)
         guided = guide_batch(self.guide, batch["images"], batch["targets"])
         if several or self.guide is not None:
             self._seed(batch_idx)
@@ -126,6 +131,16 @@ class Classifier(L.LightningModule):
         return losses.total + self.teacher.loss(
             output.attention, batch["images"], batch["human_maps"], batch["annotated"]
         )
+
+    def _change_surroundings(self, batch: dict[str, Any], number: int) -> None:
+        # In the batch itself: the teacher's frozen network is to see what the network sees.
+        plain, inside = batch["images"], batch["inside"]
+        # A map that is for one head of several does not say what the others' labels depend on.
+        changed = counterexamples(plain, inside, batch["annotated"].all(1), self.config.counterexamples)
+        batch["images"] = changed.images
+        if number == 0:
+            some = changed.places[: self.config.maps]
+            self.surroundings = [each[some].cpu() for each in (plain, inside, changed.images)]
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Average the weights after an optimiser step; look now and then whether the loss is finite."""

@@ -59,7 +59,8 @@ def write_config(
         "resumed": [*previous.get("resumed", []), now] if previous else [],
     }
     if previous:
-        for place in (folder, *(folder / name for name in ("checkpoints", "maps", "guided", "stages"))):
+        parts = ("checkpoints", "maps", "guided", "counterexamples", "stages")
+        for place in (folder, *(folder / name for name in parts)):
             for left in place.glob(".*"):  # what a kill left of an unfinished write
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
     write_json(folder / "config.json", record)
