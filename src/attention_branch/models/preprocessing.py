@@ -100,9 +100,12 @@ class Preprocessing:
 
     def array_of_view(self, view: Image.Image) -> np.ndarray:
         """Return what `image` returned as a normalised float32 array (3, H, W)."""
-        pixels = np.asarray(view, dtype=np.float32).transpose(2, 0, 1)
-        mean, std = (np.array(values, dtype=np.float32)[:, None, None] for values in (self.mean, self.std))
-        return np.ascontiguousarray((pixels / np.float32(255) - mean) / std)
+        pixels = np.asarray(view)
+        found = np.empty((3, *pixels.shape[:2]), dtype=np.float32)
+        # A byte has 256 values: to look each pixel's up takes a quarter of the time of computing it.
+        for channel, levels in enumerate(_levels(tuple(self.mean), tuple(self.std))):
+            levels.take(pixels[..., channel], out=found[channel], mode="clip")
+        return found
 
     def normalize(self, images: "Tensor") -> "Tensor":
         """Normalise images (..., 3, H, W), uint8 or float in [0, 1]."""
@@ -131,6 +134,14 @@ class Preprocessing:
             key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
         }
         return cls(**plain)
+
+
+@functools.lru_cache(maxsize=32)
+def _levels(mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
+    """Return what each of the 256 values of a byte becomes, float32 (3, 256)."""
+    levels = np.arange(256, dtype=np.float32) / np.float32(255)
+    centre, spread = (np.array(values, dtype=np.float32)[:, None] for values in (mean, std))
+    return (levels - centre) / spread
 
 
 @functools.lru_cache(maxsize=32)
