@@ -2,10 +2,10 @@
 
     python benchmarks/serve_load.py --networks resnet20@32 resnet50@224 --clients 64 --seconds 120
 
-For each network four servers answer the same pictures: `abn serve` on the saved network as it comes (with onnxruntime
-beside torch) and with `--engine torch`, `abn serve` on its exported ONNX file, and `plain_handler.py`. They take turns,
-one process at a time with the machine to itself, in rounds of `--round` seconds; the medians of the rounds' ratios
-count. Then `abn serve` runs for `--seconds`.
+For each network five servers answer the same pictures: `abn serve` on the saved network as it comes (with onnxruntime
+beside torch) and with `--engine torch`, `abn serve` on its exported ONNX file and on that of `--precision int8`, and
+`plain_handler.py`. They take turns, one process at a time with the machine to itself, in rounds of `--round` seconds;
+the medians of the rounds' ratios count. Then `abn serve` runs for `--seconds`.
 A client sends one picture after the other over one connection; a 429 or 503 is waited for as Retry-After says, at most
 2 s. A request that neither is answered nor refused within 60 s counts as hung, a broken connection as lost.
 The record goes to benchmarks/records/DATE-serve/load.json and grows network by network.
@@ -168,6 +168,7 @@ def commands(folder: Path, port: int, batch: int) -> dict[str, list[str]]:
         "torch": [*serve, str(folder), *options, "--engine", "torch"],
         "default": [*serve, str(folder), *options],
         "onnx": [*serve, str(folder.with_suffix(".onnx")), *options],
+        "int8": [*serve, str(folder.with_suffix(".int8.onnx")), *options],
         "plain": [sys.executable, str(HERE / "plain_handler.py"), str(folder), str(port)],
     }
 
@@ -210,7 +211,9 @@ def main() -> None:
         name, _, side = named.partition("@")
         with tempfile.TemporaryDirectory() as place:
             folder = saved(name, int(side), Path(place) / "model")
-            ab.export(folder, folder.with_suffix(".onnx"), attention_logits=True, data="random")
+            given: dict[str, Any] = {"attention_logits": True, "data": "random"}
+            ab.export(folder, folder.with_suffix(".onnx"), **given)
+            ab.export(folder, folder.with_suffix(".int8.onnx"), precision="int8", images=16, **given)
             sent, started = pictures(int(side)), commands(folder, options.port, options.batch)
             rounds: list[dict[str, Any]] = []
             for turn in range(options.rounds):
@@ -227,7 +230,7 @@ def main() -> None:
                     ),
                     2,
                 )
-                for kind in ("default", "torch", "onnx")
+                for kind in ("default", "torch", "onnx", "int8")
             }
             long = {
                 kind: measure(started[kind], options.port, sent, options.clients, options.seconds)

@@ -227,6 +227,23 @@ class TestQuestions:
         assert reply["layer"] == own.layer
         assert (reply["target"] or {}).get("class") == target
 
+    def test_a_class_by_number_is_not_taken_for_a_name(self, tmp_path):
+        """Folders named by number: the class at place 2 is not the one called 2."""
+        numbers = ["1", "2", "10"]
+        network = saved_model(tmp_path / "numbers", class_names=numbers)
+        served = Server(tmp_path / "numbers", tmp_path / "annotations")
+        image = picture(7)
+        key = served.open(encoded(image)).json()["id"]
+        path = f"/v1/images/{key}/map"
+        for index, name in enumerate(numbers):
+            reply = served.client.get(path, params={"method": "cam", "index": index}).json()
+            assert reply["target"] == {"class": name, "index": index}
+            own = ab.explain(network, image, "cam", index)
+            assert np.array(reply["values"]) == pytest.approx(own.raw[0].numpy(), abs=2e-5)
+        for query in ({"index": 3}, {"index": -1}, {"index": 1, "target": "2"}):
+            assert served.client.get(path, params={"method": "cam"} | query).status_code == 422
+        served.close()
+
     def test_the_record_holds_what_was_asked(self, server):
         key = server.open(encoded(picture(8)), "../../a b.png").json()["id"]
         rows = np.full((16, 16), 0.25).tolist()

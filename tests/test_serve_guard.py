@@ -31,10 +31,10 @@ async def inner(scope, receive, send):
     await send({"type": "http.response.body", "body": body})
 
 
-def ask(guard, method="GET", path="/v1/model", headers=None, content=None, host="localhost:7860"):
+def ask(guard, method="GET", path="/v1/model", headers=None, content=None, host="localhost:7860", port=7860):
     async def go():
         transport = httpx.ASGITransport(app=guard)
-        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        async with httpx.AsyncClient(transport=transport, base_url=f"http://localhost:{port}") as client:
             given = {"host": host} | (headers or {})
             return await client.request(method, path, headers=given, content=content)
 
@@ -106,15 +106,29 @@ class TestToken:
         assert reply.headers["location"] == "/?x=1"
         cookie = reply.headers["set-cookie"]
         assert "HttpOnly" in cookie
-        assert "SameSite=Strict" in cookie
+        # Lax and not Strict: after a link on another site the page itself must come.
+        assert "SameSite=Lax" in cookie
         pair = cookie.partition(";")[0]
+        name = pair.partition("=")[0]
         assert ask(self.guard, headers={"cookie": pair}).status_code == 200
-        assert ask(self.guard, headers={"cookie": "abn_token=wrong"}).status_code == 401
+        link = {"cookie": pair, "sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
+        assert ask(self.guard, path="/", headers=link).status_code == 200
+        assert ask(self.guard, headers={"cookie": f"{name}=wrong"}).status_code == 401
         assert ask(self.guard, path="/?token=wrong").status_code == 401
+
+    def test_servers_side_by_side_do_not_sign_each_other_out(self):
+        other, cookies = Guard(inner, token="another"), {}
+        for guard, port, token in ((self.guard, 7860, "open%20sesame"), (other, 7861, "another")):
+            reply = ask(guard, path=f"/?token={token}", port=port, host=f"localhost:{port}")
+            name, _, value = reply.headers["set-cookie"].partition(";")[0].partition("=")
+            cookies[name] = value
+        jar = {"cookie": "; ".join(f"{name}={value}" for name, value in cookies.items())}  # a browser's, for one host
+        assert ask(self.guard, headers=jar).status_code == 200
+        assert ask(other, headers=jar, port=7861, host="localhost:7861").status_code == 200
 
     def test_odd_letters_in_a_token_are_compared_and_not_stumbled_over(self):
         assert ask(self.guard, headers={"authorization": b"Bearer \xff\xfe"}).status_code == 401
-        assert ask(self.guard, headers={"cookie": "abn_token=\x01;;=;"}).status_code == 401
+        assert ask(self.guard, headers={"cookie": "abn_token_7860=\x01;;=;"}).status_code == 401
 
 
 class TestBodies:

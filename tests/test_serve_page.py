@@ -1,9 +1,12 @@
 """The page in a real browser: open, draw, see the answer change, save, come back; by mouse, by keyboard, on a phone."""
 
+import hashlib
+import json
 import shutil
 import socket
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +15,13 @@ import torch
 import uvicorn
 from PIL import Image
 
-from attention_branch.annotations import read_annotations, to_view
+from attention_branch.annotations import (
+    annotation_names,
+    delete_annotation,
+    read_annotations,
+    to_view,
+    write_annotation,
+)
 from attention_branch.serve.gallery import FolderPictures
 from attention_branch.serve.run import load_predictor
 from serving import CLASSES, Server, encoded, picture, saved_model
@@ -30,12 +39,35 @@ _ARGUMENTS = (
 )  # fmt: skip
 
 
+def held(served):
+    """Return how many annotations the server has."""
+    return len(annotation_names(served.server.state.annotations))
+
+
 @dataclass
 class Served:
     model: torch.nn.Module
     address: str
     server: Server
     pictures: list
+
+
+@contextmanager
+def running(server):
+    """Serve an application on a free port; close it in the end."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    process = uvicorn.Server(uvicorn.Config(server.application, log_level="error", lifespan="off", ws="none"))
+    thread = threading.Thread(target=process.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    while not process.started:
+        assert thread.is_alive()
+        time.sleep(0.05)
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
+    process.should_exit = True
+    thread.join(20)
+    server.close()
+    listener.close()
 
 
 @pytest.fixture(scope="module")
@@ -51,19 +83,8 @@ def served(tmp_path_factory):
     pictures = FolderPictures([str(folder / "photos")], predictor.facts)
     server = Server(predictor, folder / "annotations", pictures=pictures, batch=4)
     server.state.gallery._thread.join(60)
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    running = uvicorn.Server(uvicorn.Config(server.application, log_level="error", lifespan="off", ws="none"))
-    thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    while not running.started:
-        assert thread.is_alive()
-        time.sleep(0.05)
-    yield Served(model, f"http://127.0.0.1:{listener.getsockname()[1]}/", server, pictures.paths)
-    running.should_exit = True
-    thread.join(20)
-    server.close()
-    listener.close()
+    with running(server) as address:
+        yield Served(model, address, server, pictures.paths)
 
 
 @pytest.fixture(scope="module")
@@ -338,3 +359,292 @@ def test_a_stroke_is_answered_while_the_next_is_drawn(served, page):
     ]
     view = to_view(found.values(), served.model.preprocessing)
     assert heard == pytest.approx(float(view.mean()), abs=0.01)
+
+
+# --- what does not go as it should ---
+
+
+def refuse(route):
+    route.fulfill(status=503, json={"error": {"status": 503, "message": "It is too much."}})
+
+
+def question(page, selector):
+    """Click what asks before it goes on, answer no, and return what was asked."""
+    heard = []
+
+    def answer(dialog):
+        heard.append(dialog.message)
+        dialog.dismiss()
+
+    page.once("dialog", answer)
+    page.evaluate("selector => document.querySelector(selector).click()", selector)
+    assert heard, "nothing was asked"
+    return heard[0]
+
+
+def tap(session, *points):
+    """Put fingers down at places of the window, or lift all of them."""
+    kind = "touchStart" if points else "touchEnd"
+    given = [{"x": x, "y": y, "id": number} for number, (x, y) in enumerate(points)]
+    session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": given})
+
+
+def show_list(page, state):
+    """Show the list with a filter, and wait until it is there."""
+    page.click("#tab-queue")
+    page.select_option("#state", state)
+    page.click("#refresh")
+    page.wait_for_load_state("networkidle")
+
+
+def from_queue(page, number, state="todo"):
+    """Open a picture of the list; return the names in their order."""
+    show_list(page, state)
+    names = page.locator("#queue-items .name").all_inner_texts()
+    page.locator("#queue-items button.tile").nth(number).click()
+    sync_api.expect(page.locator("#trace")).to_contain_text(names[number].split("/")[-1])
+    sync_api.expect(page.locator("#reading li").first).to_be_visible()
+    return names
+
+
+def test_a_drawing_is_never_asked_or_saved_for_another_picture(served, page):
+    """A server that was started again with other pictures has another one under the same number."""
+    from_queue(page, 0)
+    page.route("**/v1/images", lambda route: route.continue_(post_data='{"queue": 5}'))
+    before = held(served)
+    served.server.state.cases._cases.clear()
+    page.click("#clear")
+    sync_api.expect(page.locator("#message")).to_contain_text("has another picture in this place now")
+    page.click("#save")
+    sync_api.expect(page.locator("#message")).to_contain_text("has another picture in this place now")
+    assert held(served) == before
+    page.unroute("**/v1/images")
+    page.click("#save")  # its own picture again
+    sync_api.expect(page.locator("#saved-line")).to_contain_text("Saved as")
+    assert held(served) == before + 1
+
+
+def test_a_saved_drawing_that_cannot_be_loaded_opens_nothing(served, page):
+    image = picture(40, (64, 64))
+    name = write_annotation(served.server.state.annotations, encoded(image), np.zeros((64, 64)), label="cat").name
+    upload(page, picture(41, (64, 64)), "before.png")
+    page.route("**/annotations/*/view.png", refuse)
+    page.click("#tab-saved")
+    page.locator(f"#saved-items button.tile:has(img[src*='{name}'])").click()
+    sync_api.expect(page.locator("#message")).to_contain_text("could not be loaded")
+    sync_api.expect(page.locator("#trace")).to_contain_text("before.png")
+
+
+def test_a_message_is_seen_wherever_the_page_is_scrolled_to(served, browser):
+    context = browser.new_context(viewport={"width": 390, "height": 844})
+    page = context.new_page()
+    page.goto(served.address)
+    upload(page, picture(42, (64, 64)))
+    page.route("**/annotation", refuse)
+    page.locator("#save").scroll_into_view_if_needed()
+    page.click("#save")
+    sync_api.expect(page.locator("#message")).to_contain_text("It is too much.")
+    sync_api.expect(page.locator("#message")).to_be_in_viewport()
+    context.close()
+
+
+def test_the_end_of_the_list_is_said_and_the_drawing_stays_unsaved(served, page):
+    names = from_queue(page, 0, "all")
+    from_queue(page, len(names) - 1, "all")
+    asked(page, lambda: page.click("#clear"))
+    page.once("dialog", lambda dialog: dialog.accept())
+    page.click("#next")
+    sync_api.expect(page.locator("#message")).to_contain_text("last picture of the list")
+    assert "not saved" in question(page, "#queue-items button.tile")
+
+
+def test_two_fingers_zoom_and_draw_nothing(served, browser):
+    context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    page = context.new_page()
+    page.goto(served.address)
+    upload(page, picture(43, (64, 64)))
+    page.locator("#stage").scroll_into_view_if_needed()
+    session = context.new_cdp_session(page)
+    questions = []
+    page.on("request", lambda request: questions.append(request.url) if request.url.endswith("/answer") else None)
+
+    def pinch():
+        tap(session, place(page, 0.4, 0.5))
+        tap(session, place(page, 0.4, 0.5), place(page, 0.6, 0.5))
+        for share in (0.65, 0.7, 0.75):
+            points = [place(page, 1 - share, 0.5), place(page, share, 0.5)]
+            given = [{"x": x, "y": y, "id": number} for number, (x, y) in enumerate(points)]
+            session.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": given})
+        tap(session)
+
+    page.click("[data-method=cam]")
+    pinch()
+    sync_api.expect(page.locator("#zoom")).not_to_have_text("100 %")
+    page.wait_for_timeout(500)
+    assert questions == []
+    assert page.get_attribute("[data-method=cam]", "aria-checked") == "true"
+    page.click("#zoom-fit")
+    page.click("#shapes [data-shape=polygon]")
+    page.evaluate("scrollTo(0, 0)")
+    for corner in ((0.25, 0.25), (0.75, 0.25), (0.75, 0.75)):
+        page.touchscreen.tap(*place(page, *corner))
+        page.wait_for_timeout(350)
+    pinch()
+    page.focus("#stage")
+    sent = asked(page, lambda: page.keyboard.press("f"))  # the corners are still there, and no fourth
+    with torch.no_grad():
+        own = served.model(served.model.preprocessing.tensor(picture(43, (64, 64)))[None]).attention[0, 0].numpy()
+    assert sent[5, 10] > 0.99
+    assert sent[10, 5] == pytest.approx(own[10, 5], abs=1e-6)
+    # One finger that moves draws.
+    page.click("#shapes [data-shape=brush]")
+    page.click("#zoom-fit")
+    page.evaluate("scrollTo(0, 0)")
+
+    def stroke():
+        tap(session, place(page, 0.2, 0.8))
+        for column in (0.3, 0.4):
+            x, y = place(page, column, 0.8)
+            session.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": [{"x": x, "y": y, "id": 0}]})
+        tap(session)
+
+    moved = asked(page, stroke) - sent
+    assert np.unravel_index(moved.argmax(), moved.shape)[0] == 12
+    assert moved.max() > 0.2
+    context.close()
+
+
+def test_a_map_that_comes_late_does_not_cover_the_drawing(served, page):
+    upload(page, picture(44, (64, 64)))
+    waiting = []
+    page.route("**/map?method=cam*", lambda route: waiting.append(route))
+    page.select_option("#scale", "stretched")
+    page.evaluate("document.querySelector('#class').value = '1'")
+    page.click("[data-method=cam]")
+    page.wait_for_timeout(200)
+    page.focus("#stage")
+    asked(page, lambda: page.keyboard.press("c"))
+    assert waiting
+    for route in waiting:
+        route.continue_()
+    page.wait_for_timeout(500)
+    assert page.get_attribute("[data-method=attention]", "aria-checked") == "true"
+    sync_api.expect(page.locator("#legend-what")).to_contain_text("your map")
+
+
+def test_annotations_of_other_networks_are_shown_as_far_as_they_go(served, page):
+    image, folder = picture(45, (64, 64)), served.server.state.annotations
+    half = np.zeros((64, 64))
+    half[:, :32] = 1
+    given = {"head": "colour", "record": {"source": "foreign.png", "shapes": "none", "note": 7}}
+    write_annotation(folder, encoded(image), half, label={"colour": "red"}, **given)
+    plain = {"record": {"source": "zebra.png"}}
+    write_annotation(folder, encoded(picture(46, (64, 64))), half, label="zebra", **plain)
+    page.click("#tab-saved")
+    page.locator("#saved-items button.tile", has_text="foreign.png").click()
+    sync_api.expect(page.locator("#after-line")).to_be_visible()
+    sync_api.expect(page.locator("#reading li").first).to_be_visible()
+    page.click("#tab-saved")
+    page.locator("#saved-items button.tile", has_text="zebra.png").click()
+    sync_api.expect(page.locator("#truth")).to_contain_text("'zebra', a class that this network does not have")
+    sync_api.expect(page.locator("#label")).to_have_value("")
+    page.click("#save")
+    sync_api.expect(page.locator("#saved-line")).to_contain_text("Saved as")
+
+
+def test_a_busy_server_is_asked_again_now_and_then(served, page):
+    upload(page, picture(47, (64, 64)))
+    questions = []
+
+    def busy(route):
+        questions.append(route.request.url)
+        refuse(route)
+
+    page.route("**/answer", busy)
+    drag(page, (0.1, 0.5), (0.9, 0.5))
+    drag(page, (0.5, 0.1), (0.5, 0.9))
+    sync_api.expect(page.locator("#message")).to_contain_text("It is too much.")
+    page.wait_for_timeout(1000)  # what the strokes themselves asked
+    begun = len(questions)
+    page.wait_for_timeout(6000)
+    assert 2 <= len(questions) - begun <= 4
+    page.unroute("**/answer")
+    sync_api.expect(page.locator("#after-line")).to_be_visible()
+
+
+def test_a_class_chosen_after_saving_is_not_lost_without_a_word(served, page):
+    from_queue(page, 0, "all")
+    page.click("#save")
+    sync_api.expect(page.locator("#saved-line")).to_contain_text("Saved as")
+    page.select_option("#label", "horse")
+    sync_api.expect(page.locator("#saved-line")).to_have_text("")
+    assert "not saved" in question(page, "#next")
+    page.click("#save")
+    sync_api.expect(page.locator("#saved-line")).to_contain_text("Saved as")
+    asked(page, lambda: page.click("#clear"))
+    sync_api.expect(page.locator("#saved-line")).to_have_text("")
+
+
+def test_the_queue_goes_forward_after_saving_and_keeps_what_is_passed_over(served, page):
+    for name in annotation_names(served.server.state.annotations):
+        delete_annotation(served.server.state.annotations, name)
+    names = [name.split("/")[-1] for name in from_queue(page, 0)]
+    for number in (1, 2):
+        page.click("#next")
+        sync_api.expect(page.locator("#trace")).to_contain_text(names[number])
+    page.click("#save")
+    sync_api.expect(page.locator("#saved-line")).to_contain_text("Saved as")
+    page.click("#next")
+    sync_api.expect(page.locator("#trace")).to_contain_text(names[3])
+    show_list(page, "all")
+    tile = page.locator("#queue-items li", has_text=names[4])
+    tile.get_by_role("button", name="Skip").click()
+    sync_api.expect(tile.get_by_role("button", name="Take back")).to_be_focused()
+    sync_api.expect(page.locator("#queue-items li")).to_have_count(9)
+    tile.get_by_role("button", name="Take back").click()
+    sync_api.expect(tile.get_by_role("button", name="Skip")).to_be_visible()
+
+
+def test_a_map_that_fails_leaves_none_of_another_class(served, page):
+    upload(page, picture(48, (64, 64)))
+    page.click("[data-method=cam]")
+    sync_api.expect(page.locator("#legend-what")).to_contain_text("CAM for")
+    page.route("**/map?*", refuse)
+    page.select_option("#class", label="horse")
+    sync_api.expect(page.locator("#message")).to_contain_text("It is too much.")
+    sync_api.expect(page.locator("#legend")).to_be_hidden()
+
+
+def test_a_picture_that_the_server_dropped_is_sent_again_for_everything(served, page):
+    upload(page, picture(49, (64, 64)), "dropped.png")
+    served.server.state.cases._cases.clear()
+    with page.expect_download() as download:
+        page.click("#record")
+    assert download.value.suggested_filename == "dropped.json"
+    record = json.loads(download.value.path().read_text())
+    assert record["image_sha256"] == hashlib.sha256(encoded(picture(49, (64, 64)))).hexdigest()
+    served.server.state.cases._cases.clear()
+    page.click("[data-method=cam]")
+    page.select_option("#class", label="dog")
+    sync_api.expect(page.locator("#legend-what")).to_contain_text("CAM for 'dog'")
+    sync_api.expect(page.locator("#message")).to_be_hidden()
+
+
+def test_a_network_without_a_branch_goes_through_the_queue(browser, tmp_path):
+    saved_model(tmp_path / "plain", baseline=True)
+    for number in range(2):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        picture(number, (64, 64)).save(tmp_path / "photos" / f"{number}.png")
+    predictor = load_predictor(tmp_path / "plain")
+    server = Server(predictor, tmp_path / "annotations", pictures=FolderPictures([str(tmp_path)], predictor.facts))
+    server.state.gallery._thread.join(60)
+    with running(server) as address:
+        page = browser.new_page()
+        page.goto(address)
+        page.click("#tab-queue")
+        page.locator("#queue-items button.tile").first.click()
+        sync_api.expect(page.locator("#correct-card")).to_be_hidden()
+        first = page.locator("#trace").inner_text()
+        page.click("#skip")
+        sync_api.expect(page.locator("#trace")).not_to_have_text(first)
+        page.close()

@@ -22,7 +22,9 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-COOKIE = "abn_token"
+COOKIE = "abn_token_{port}"
+"""Cookies do not tell ports apart: servers side by side on one machine would sign each other's pages out."""
+
 _DRAINED = 4
 """Bodies of refused requests are let in and thrown away up to this multiple of the largest that is taken."""
 
@@ -92,7 +94,7 @@ class Guard:
             self._check_host(headers)
             self._check_origin(scope, headers)
             if self._sign_in(scope):
-                raise Refused(303, "Signed in.", location=_without_token(scope), **{"set-cookie": self._cookie()})
+                raise Refused(303, "Signed in.", location=_without_token(scope), **{"set-cookie": self._cookie(scope)})
             self._check_token(scope, headers)
             body = await self._body(receive, self._declared(headers), held)
         except Refused as problem:
@@ -137,7 +139,7 @@ class Guard:
         kind, _, given = headers.get("authorization", "").partition(" ")
         if kind.lower() == "bearer" and _same(given.strip().encode("latin-1"), self.token):
             return
-        if _same(_cookie_value(headers.get("cookie", "")).encode(), _digest(self.token)):
+        if _same(_cookie_value(headers.get("cookie", ""), _cookie_name(scope)).encode(), _digest(self.token)):
             return
         raise Refused(
             401,
@@ -152,9 +154,11 @@ class Guard:
         given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
         return _same(given.encode("utf-8", "replace"), self.token)
 
-    def _cookie(self) -> str:
+    def _cookie(self, scope: Scope) -> str:
         assert self.token is not None
-        return f"{COOKIE}={_digest(self.token)}; HttpOnly; SameSite=Strict; Path=/"
+        # Lax, because a link on another site must be able to open the page; what such a site's page may ask is settled
+        # by `_check_origin`.
+        return f"{_cookie_name(scope)}={_digest(self.token)}; HttpOnly; SameSite=Lax; Path=/"
 
     # --- how much ---
 
@@ -294,9 +298,14 @@ def _digest(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
-def _cookie_value(header: str) -> str:
+def _cookie_name(scope: Scope) -> str:
+    server = scope.get("server")
+    return COOKIE.format(port=server[1] if server else "")
+
+
+def _cookie_value(header: str, name: str) -> str:
     try:
-        morsel = SimpleCookie(header).get(COOKIE)
+        morsel = SimpleCookie(header).get(name)
     except CookieError:
         return ""
     return morsel.value if morsel is not None else ""

@@ -56,13 +56,20 @@ def interactive(state: State) -> APIRouter:
         target: Annotated[str | None, Query(description="Class by name or number; the predicted one if left out.")] = (
             None
         ),
+        index: Annotated[int | None, Query(ge=0, description="Class by number, whatever the names are.")] = None,
         head: Annotated[str | None, Query(description="Head of a network with several; the first if left out.")] = None,
     ) -> JSONResponse:
         case = state.case(key)
         if method not in facts.methods:
             raise UserError(f"'{method}' does not work for this network; choose one of {', '.join(facts.methods)}.")
         chosen = facts.head(head)
-        index = facts.class_index(chosen, target)
+        if index is None:
+            index = facts.class_index(chosen, target)
+        elif target is not None or index >= len(facts.classes[chosen]):
+            raise UserError(
+                "Give target or index, not both." if target is not None
+                else f"There is no class {index}; the last one is {len(facts.classes[chosen]) - 1}."
+            )  # fmt: skip
         wanted = (method, chosen, index)
         if wanted not in case.maps:
             found = await asyncio.wrap_future(state.compute.run(lambda: case.opened.explain(method, chosen, index)))

@@ -1,7 +1,7 @@
 // Calls of the server; a refusal becomes an Error with the server's own sentence.
 
-async function reply(response) {
-  if (response.ok) return response.status === 204 ? null : response.json();
+async function checked(response) {
+  if (response.ok) return response;
   let message = `The server answered ${response.status}.`;
   try {
     message = (await response.json()).error.message;
@@ -11,14 +11,19 @@ async function reply(response) {
   throw problem;
 }
 
-async function send(path, options) {
+async function answered(path, options) {
   let response;
   try {
     response = await fetch(path, options);
   } catch {
     throw new Error("The server does not answer; is it still running?");
   }
-  return reply(response);
+  return checked(response);
+}
+
+async function send(path, options) {
+  const response = await answered(path, options);
+  return response.status === 204 ? null : response.json();
 }
 
 const json = (method, value) => ({
@@ -34,16 +39,21 @@ export function openFile(file) {
   form.append("files", file, file.name);
   return send("/v1/images", { method: "POST", body: form });
 }
-export function map(id, method, head, target) {
+export function map(id, method, head, index) {
   const query = new URLSearchParams({ method });
   if (head) query.set("head", head);
-  if (target !== null && target !== undefined) query.set("target", target);
+  if (index !== null) query.set("index", index); // a name may stand for two classes, or be another's number
   return send(`/v1/images/${id}/map?${query}`);
 }
 export const reading = (id, head) =>
   send(`/v1/images/${id}/reading${head ? `?head=${encodeURIComponent(head)}` : ""}`);
 export const ask = (id, maps, top) => send(`/v1/images/${id}/answer`, json("POST", { maps, top }));
 export const annotate = (id, wanted) => send(`/v1/images/${id}/annotation`, json("POST", wanted));
+export async function record(id) {
+  const response = await answered(`/v1/images/${id}/record`);
+  const name = /filename="([^"]+)"/.exec(response.headers.get("content-disposition"))?.[1] ?? "record.json";
+  return { name, content: await response.blob() };
+}
 export const queue = (query) => send(`/v1/queue?${new URLSearchParams(query)}`);
 export const mark = (index, state) => send(`/v1/queue/${index}`, json("PUT", { state }));
 export const annotations = () => send("/v1/annotations");

@@ -30,6 +30,7 @@ const layers = new Layers(stage, {
   get facts() { return facts; },
   get colors() { return colors; },
   attempt: (work) => attempt(work),
+  ofImage: (work) => ofImage(work),
   begin: (kind) => begin(kind),
 });
 const lists = new Lists(() => facts, { open: openListed, complain, said });
@@ -62,22 +63,30 @@ async function attempt(work) {
 
 // --- opening ---
 
-const dirty = () => current !== null && [...current.unsaved].some((slot) => current.edited[slot].edited);
-const mayLeave = () => !dirty() || window.confirm("The map that you drew is not saved. Leave it?");
+const dirty = () => current !== null
+  && (current.words || [...current.unsaved].some((slot) => current.edited[slot].edited));
+const mayLeave = () => !dirty() || window.confirm("What you drew or chose is not saved. Leave it?");
 
-async function open(request, from) {
-  if (!mayLeave()) return;
+// `agreed`: the person was asked already whether what is unsaved may go.
+async function open(request, from, agreed = false) {
+  if (!agreed && !mayLeave()) return;
   const before = current, version = current?.version, latest = begin("open");
-  const reply = await attempt(request);
-  const picture = reply && latest() ? await attempt(() => api.image(`/v1/images/${reply.id}/view.png`)) : null;
+  const found = await attempt(async () => {
+    const reply = await request();
+    if (!latest()) return null;
+    const saved = reply.saved && `/v1/annotations/${encodeURIComponent(reply.saved.name)}/view.png`;
+    const addresses = [`/v1/images/${reply.id}/view.png`, ...(saved ? [saved] : [])];
+    const [picture, drawn] = await Promise.all(addresses.map((address) => api.image(address)));
+    return { reply, picture, drawn };
+  });
   // Somebody may have gone on drawing meanwhile.
-  if (!picture || !latest() || (before && before.version !== version && !mayLeave())) return;
-  await shown(reply, picture, from);
+  if (!found || !latest() || (before && before.version !== version && !mayLeave())) return;
+  await attempt(() => shown(found, from));
 }
 
 const openFile = (file) => open(() => api.openFile(file), { file });
-function openListed(what) {
-  return open(() => ("queue" in what ? api.openQueued(what.queue) : api.openSaved(what.saved)), what);
+function openListed(what, agreed) {
+  return open(() => ("queue" in what ? api.openQueued(what.queue) : api.openSaved(what.saved)), what, agreed);
 }
 const askedAgain = ({ file, queue, saved }) => (file ? () => api.openFile(file)
   : queue !== undefined ? () => api.openQueued(queue) : saved !== undefined ? () => api.openSaved(saved) : null);
@@ -89,12 +98,18 @@ function remember() {
   history.replaceState(null, "", `#${what}`);
 }
 
-async function shown(reply, picture, from) {
+// Annotations come from other programs and networks too: heads and classes that this one lacks are left out.
+const knownHead = (saved) => (facts.multitask && headNames().includes(saved?.head) ? saved.head : null);
+const knownLabels = (label) => Object.fromEntries(
+  Object.entries(label ?? {}).filter(([head, name]) => facts.classes[head]?.includes(name)));
+
+async function shown({ reply, picture, drawn }, from) {
   drawing.forget();
+  window.clearTimeout(retry);
   const longer = Math.max(picture.naturalWidth, picture.naturalHeight);
-  current = { id: reply.id, reply, picture, from, maps: {}, edited: {}, answers: {}, unsaved: new Set(), version: 0,
-    labels: { ...reply.label }, factor: Math.max(1, Math.ceil(FINE / longer)), head: reply.saved?.head ?? headNames()[0],
-    slot: null, method: facts.methods[0] ?? "picture" };
+  current = { id: reply.id, reply, picture, from, maps: {}, edited: {}, answers: {}, unsaved: new Set(), words: false,
+    version: 0, labels: knownLabels(reply.label), factor: Math.max(1, Math.ceil(FINE / longer)),
+    head: knownHead(reply.saved) ?? headNames()[0], slot: null, method: facts.methods[0] ?? "picture" };
   for (const map of reply.maps) {
     const own = fromRows(map.values), key = map.head ?? "label";
     current.maps[`attention|${key}`] = { map: own, reply: map };
@@ -114,19 +129,16 @@ async function shown(reply, picture, from) {
   $("head").value = current.head;
   fillClasses();
   describe();
-  if (reply.saved) await loadSaved(reply.saved);
+  if (drawn) laySaved(reply.saved, drawn);
   await layers.show();
   said(`${reply.file} is open. ${$("prediction").textContent}, ${$("probability").textContent}.`);
   readAloud();
   layers.beside();
 }
 
-async function loadSaved({ name, head, note, shapes }) {
-  $("note").value = note ?? "";
-  const opened = current;
-  const drawn = await attempt(() => api.image(`/v1/annotations/${encodeURIComponent(name)}/view.png`));
-  if (!drawn || current !== opened) return;
-  const slots = head !== null && current.edited[head] ? [head] : Object.keys(current.edited);
+function laySaved(saved, drawn) {
+  $("note").value = typeof saved.note === "string" ? saved.note : "";
+  const head = knownHead(saved), slots = head !== null && current.edited[head] ? [head] : Object.keys(current.edited);
   for (const edited of slots.map((slot) => current.edited[slot])) {
     const canvas = document.createElement("canvas");
     canvas.width = edited.width;
@@ -135,7 +147,8 @@ async function loadSaved({ name, head, note, shapes }) {
     context.drawImage(drawn, 0, 0, edited.width, edited.height);
     const { data } = context.getImageData(0, 0, edited.width, edited.height);
     edited.remember();
-    edited.load(Uint8Array.from({ length: edited.drawn.length }, (_, i) => data[4 * i]), shapes ?? []);
+    const shapes = Array.isArray(saved.shapes) ? saved.shapes : [];
+    edited.load(Uint8Array.from({ length: edited.drawn.length }, (_, i) => data[4 * i]), shapes);
   }
   historyButtons();
   ask();
@@ -152,9 +165,10 @@ function fillClasses() {
   const options = names.map((name, index) => new Option(name, index));
   $("class").replaceChildren(new Option(`${answer.prediction.class} (predicted)`, ""), ...options);
   $("label").replaceChildren(new Option("not known", ""), ...names.map((name) => new Option(name, name)));
-  const known = current.labels[current.head];
-  $("label").value = names.includes(known) ? known : "";
-  $("truth").textContent = known ? `Labelled '${known}'.` : "";
+  const told = current.reply.label?.[current.head];
+  $("label").value = current.labels[current.head] ?? "";
+  $("truth").textContent = !told ? "" : names.includes(told) ? `Labelled '${told}'.`
+    : `Labelled '${told}', a class that this network does not have.`;
 }
 
 // --- the answer ---
@@ -167,14 +181,13 @@ function describe() {
   $("tools").disabled = Boolean(facts.question);
   $("no-question").hidden = !facts.question;
   $("no-question").textContent = facts.question ?? "";
-  $("skip").hidden = $("next").hidden = current.from.queue === undefined;
+  $("onward").hidden = current.from.queue === undefined;
   $("saved-line").textContent = "";
   $("note").value = "";
   $("compare").checked = false;
   historyButtons();
   refreshAnswer();
   showTrace(current.reply);
-  $("record").href = `/v1/images/${current.id}/record`;
 }
 
 const refreshAnswer = () => showAnswer(
@@ -182,8 +195,9 @@ const refreshAnswer = () => showAnswer(
 
 async function readAloud() {
   const latest = begin("reading");
+  $("reading-card").hidden = true;
   try {
-    const { sentences } = await api.reading(current.id, headQuery());
+    const { sentences } = await ofImage((id) => api.reading(id, headQuery()));
     if (latest()) showReading(sentences);
   } catch (problem) {
     if (latest()) complain(problem.message);
@@ -192,18 +206,23 @@ async function readAloud() {
 
 // --- questions ---
 
-let asking = false, again = false;
+let asking = false, again = false, retry = 0;
 
 function changed(final) {
   current.version += 1;
   current.unsaved.add(current.slot);
+  $("saved-line").textContent = "";
   if (current.method !== "attention") {
     current.method = "attention";
     layers.mark();
   }
   $("compare").checked = false;
+  const latest = begin("layer"); // another layer's map that is on its way would cover this one
   window.cancelAnimationFrame(changed.frame);
-  changed.frame = window.requestAnimationFrame(async () => layers.paint(await layers.mapOf("attention")));
+  changed.frame = window.requestAnimationFrame(async () => {
+    const found = await layers.mapOf("attention");
+    if (latest()) layers.paint(found);
+  });
   if (final) historyButtons();
   ask();
 }
@@ -215,11 +234,12 @@ async function ask() {
     return;
   }
   asking = true;
+  window.clearTimeout(retry);
   const opened = current, maps = {};
   for (const [head, edited] of Object.entries(opened.edited)) if (edited.edited) maps[head] = toRows(edited.coarse());
   const begun = performance.now(), some = Object.keys(maps).length > 0;
   try {
-    const reply = some ? await api.ask(opened.id, maps, TOP) : null;
+    const reply = some ? await ofImage((id) => api.ask(id, maps, TOP)) : null;
     opened.answers = reply ? reply.heads ?? { [headNames()[0]]: reply } : {};
     if (current === opened) {
       complain("");
@@ -231,8 +251,10 @@ async function ask() {
   } catch (problem) {
     if (current === opened) {
       complain(problem.message);
-      if (problem.status === 404) again ||= await reopen();
-      if (problem.status === 503) window.setTimeout(() => current === opened && ask(), 2000);
+      if (problem.status === 503) {
+        again = false; // what was drawn meanwhile waits too
+        retry = window.setTimeout(() => current === opened && ask(), 2000);
+      }
     }
   } finally {
     asking = false;
@@ -243,19 +265,45 @@ async function ask() {
   }
 }
 
-// The server keeps the last images only, and none when it was started anew: send the picture again.
-async function reopen() {
-  const opened = current, request = askedAgain(opened.from);
-  const reply = request ? await attempt(request) : null;
-  if (current !== opened) return false;
-  if (!reply) {
-    complain("The server does not have this image any more; open it again. What you drew is still here.");
-    return false;
+// Ask something of the open image. The server keeps the last images only, and none when it was started anew: where it
+// has dropped this one, send the picture again and ask once more.
+async function ofImage(work) {
+  const opened = current;
+  try {
+    return await work(opened.id);
+  } catch (problem) {
+    if (problem.status !== 404 || current !== opened) throw problem;
+    opened.reopening ??= reopen(opened).finally(() => { opened.reopening = null; });
+    await opened.reopening;
+    return work(opened.id);
+  }
+}
+
+async function reopen(opened) {
+  const request = askedAgain(opened.from), kept = "What you drew is still here.";
+  const gone = new Error(`The server does not have this image any more; open it again. ${kept}`);
+  if (!request) throw gone;
+  const reply = await request().catch((problem) => {
+    throw [404, 422].includes(problem.status) ? gone : problem;
+  });
+  const { image_sha256: image, model_sha256: model } = opened.reply;
+  if (reply.image_sha256 !== image || reply.model_sha256 !== model) {
+    throw new Error(`The server has another ${reply.image_sha256 !== image ? "picture" : "network"} in this place now; `
+      + `reload the page. ${kept}`);
   }
   opened.id = reply.id;
-  remember();
-  $("record").href = `/v1/images/${reply.id}/record`;
-  return true;
+  if (current === opened) remember();
+}
+
+// A link alone would fail in silence.
+async function download() {
+  const found = await attempt(() => ofImage((id) => api.record(id)));
+  if (!found) return;
+  const link = document.createElement("a"), address = URL.createObjectURL(found.content);
+  link.href = address;
+  link.download = found.name;
+  link.click();
+  window.setTimeout(() => URL.revokeObjectURL(address), 10_000);
 }
 
 function historyButtons() {
@@ -289,40 +337,63 @@ function drawnPicture(edited) {
 }
 
 async function save() {
-  const opened = current, { slot, version } = opened, edited = opened.edited[slot];
+  const opened = current, { slot, version, words } = opened, edited = opened.edited[slot];
   const labels = Object.fromEntries(Object.entries(opened.labels).filter(([, name]) => name));
   const wanted = { map: drawnPicture(edited), note: $("note").value, shapes: edited.shapes.slice(-200),
     label: facts.multitask ? labels : labels[headNames()[0]] ?? null,
     head: facts.multitask && Object.keys(opened.edited).length > 1 ? opened.head : null };
-  const send = async () => {
-    try {
-      return await api.annotate(opened.id, wanted);
-    } catch (problem) {
-      if (problem.status !== 404 || current !== opened || !await reopen()) throw problem;
-      return api.annotate(opened.id, wanted);
-    }
-  };
-  const reply = await attempt(send);
+  opened.words = false;
+  const reply = await attempt(async () => {
+    await noteNext();
+    return ofImage((id) => api.annotate(id, wanted));
+  });
+  if (!reply) opened.words ||= words;
   if (!reply || opened !== current) return;
   if (opened.version === version) opened.unsaved.delete(slot);
   $("saved-line").textContent = `Saved as ${reply.name}.`;
   said("The map is saved.");
 }
 
+// A picture that is saved or skipped leaves the list of those to do: what follows it is known only before.
+async function noteNext() {
+  const opened = current, { queue } = opened.from;
+  if (queue === undefined || "next" in opened) return;
+  try {
+    opened.next = await lists.next(queue);
+  } catch { /* the work itself says what is wrong */ }
+}
+
 async function openNext() {
   if (!mayLeave()) return;
-  current.unsaved.clear();
-  const next = await attempt(() => lists.next(current.from.queue));
-  if (next === undefined) said("There is no further picture.");
-  else if (next !== null) {
-    await openListed({ queue: next });
-    $("stage").focus();
+  const opened = current;
+  const next = await attempt(async () => ("next" in opened ? opened.next : lists.next(opened.from.queue)));
+  if (current !== opened || next === null) return;
+  if (next === undefined) {
+    complain("This was the last picture of the list.");
+    return;
   }
+  await openListed({ queue: next }, true);
+  $("stage").focus();
 }
 
 async function skip() {
-  const done = await attempt(async () => { await api.mark(current.from.queue, "skipped"); return true; });
-  if (done) openNext();
+  if (!mayLeave()) return;
+  const opened = current;
+  const done = await attempt(async () => {
+    await noteNext();
+    await api.mark(opened.from.queue, "skipped");
+    return true;
+  });
+  if (!done || current !== opened) return;
+  opened.unsaved.clear(); // agreed to above
+  opened.words = false;
+  openNext();
+}
+
+// A label or a note that was changed is as unsaved as a stroke.
+function worded() {
+  current.words = true;
+  $("saved-line").textContent = "";
 }
 
 // --- beginning ---
@@ -341,9 +412,15 @@ const acts = {
   reset: kept((edited) => edited.reset()),
   save, skip, next: openNext, layer: () => layers.show(),
   target: () => { layers.show(); layers.beside(); },
-  label: (event) => { current.labels[current.head] = event.target.value; },
+  label: (event) => {
+    current.labels[current.head] = event.target.value;
+    worded();
+  },
+  note: worded,
+  record: download,
   head: (event) => {
     current.head = event.target.value;
+    $("saved-line").textContent = "";
     fillClasses();
     refreshAnswer();
     historyButtons();

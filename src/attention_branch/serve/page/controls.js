@@ -62,6 +62,8 @@ export function wire(act, stage, drawing) {
   $("class").onchange = act.target;
   $("head").onchange = act.head;
   $("label").onchange = act.label;
+  $("note").oninput = act.note;
+  $("record").onclick = act.record;
   $("zoom-in").onclick = () => stage.zoomBy(1.25);
   $("zoom-out").onclick = () => stage.zoomBy(0.8);
   $("zoom-fit").onclick = () => stage.fit();

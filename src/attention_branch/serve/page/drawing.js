@@ -9,6 +9,8 @@ function insidePolygon(points, x, y) {
   return inside;
 }
 
+const SLIP = 6; // pixels that a finger may move and still count as resting
+
 export class Drawing {
   // `host` has: edited (an EditedMap or null), factor (fine places a pixel), changed(final), refused().
   constructor(stage, host) {
@@ -19,6 +21,7 @@ export class Drawing {
     this.size = 16; // the brush's diameter, in percent of the picture's longer side
     this.pointers = new Map();
     this.stroke = null;
+    this.waiting = null; // where a finger came down that has neither moved nor lifted yet
     const canvas = stage.canvas;
     canvas.addEventListener("pointerdown", (event) => this.down(event));
     canvas.addEventListener("pointermove", (event) => this.moved(event));
@@ -58,8 +61,15 @@ export class Drawing {
       this.host.refused();
       return;
     }
+    // A finger may be the first of two that zoom.
+    if (event.pointerType === "touch") this.waiting = { at, from: [event.clientX, event.clientY] };
+    else this.press(at);
+  }
+
+  press(at) {
+    this.waiting = null;
     if (this.shape === "polygon") this.vertex(at);
-    else if (this.shape === "box") stage.sketch = { type: "box", points: [at, at] };
+    else if (this.shape === "box") this.stage.sketch = { type: "box", points: [at, at] };
     else this.begin(at);
   }
 
@@ -76,6 +86,12 @@ export class Drawing {
       this.pointers.set(event.pointerId, [event.clientX, event.clientY]);
       return;
     }
+    if (this.waiting) {
+      const [x, y] = this.waiting.from;
+      // A corner is set where the finger lifts, if it does so alone.
+      if (this.shape === "polygon" || Math.hypot(event.clientX - x, event.clientY - y) < SLIP) return;
+      this.press(this.waiting.at);
+    }
     const at = stage.toPicture(event.clientX, event.clientY);
     if (stage.sketch?.type === "box" && before) stage.sketch.points[1] = at;
     if (this.stroke) this.extend(at);
@@ -86,6 +102,7 @@ export class Drawing {
   up(event) {
     const known = this.pointers.delete(event.pointerId);
     if (!known) return;
+    if (this.waiting) this.press(this.waiting.at);
     if (this.stage.sketch?.type === "box") this.closeBox();
     if (this.stroke) this.end();
   }
@@ -127,7 +144,8 @@ export class Drawing {
 
   // Give up what was begun, when a second finger shows that it was no drawing.
   drop() {
-    this.stage.sketch = null;
+    this.waiting = null;
+    if (this.stage.sketch?.type === "box") this.stage.sketch = null;
     if (this.stroke) {
       this.stroke = null;
       this.host.edited.abandon();
@@ -139,6 +157,7 @@ export class Drawing {
   // Another picture is shown: nothing that was begun goes on.
   forget() {
     this.stroke = null;
+    this.waiting = null;
     this.stage.sketch = null;
     this.pointers.clear();
   }

@@ -45,7 +45,8 @@ export class Layers {
     const chosen = wantsClass(method) && $("class").value !== "" ? Number($("class").value) : null;
     const key = `${method}|${current.head}|${chosen}`;
     if (!current.maps[key]) {
-      const reply = await api.map(current.id, method, facts.multitask ? current.head : null, chosen);
+      const head = facts.multitask ? current.head : null;
+      const reply = await this.page.ofImage((id) => api.map(id, method, head, chosen));
       current.maps[key] = { map: fromRows(reply.values), reply };
     }
     return current.maps[key];
@@ -71,7 +72,12 @@ export class Layers {
       return;
     }
     const found = await this.page.attempt(() => this.mapOf(current.method));
-    if (found && latest()) this.paint(found);
+    if (!latest()) return;
+    if (found) this.paint(found);
+    else {
+      this.stage.lay(null); // another class's map would stand under this one's name
+      $("legend").hidden = true;
+    }
   }
 
   paint(found) {
@@ -104,13 +110,9 @@ export class Layers {
     const { naturalHeight: height, naturalWidth: width } = current.picture;
     $("beside").style.setProperty("--shape", `${width} / ${height}`);
     for (const method of facts.methods.slice(0, 6)) {
-      let found;
-      try {
-        found = await this.mapOf(method);
-      } catch {
-        continue; // the layer itself says why when it is chosen
-      }
+      const found = await this.mapOf(method).catch(() => null); // the layer itself says why when it is chosen
       if (!latest()) return;
+      if (!found) continue;
       const button = document.createElement("button"), canvas = document.createElement("canvas");
       thumbnail(canvas, current.picture, found.map, found.reply.value_range, false, colors);
       const name = NAMES[method] ?? method;

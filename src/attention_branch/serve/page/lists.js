@@ -86,17 +86,22 @@ export class Lists {
       return null;
     }
     if (turn !== this.turn) return null; // another list was asked for meanwhile
+    this.complain("");
     if (offset === 0) $("queue-items").replaceChildren();
     const looked = found.seen < found.pictures ? ` The network has looked at ${found.seen} of ${found.pictures}.` : "";
     const broken = found.broken ? ` ${found.broken} cannot be read.` : "";
     $("queue-count").textContent = `${found.total} pictures.${looked}${broken}`;
-    $("queue-items").append(...found.items.map((item) => this.queueTile(item)));
-    $("more").hidden = $("queue-items").children.length >= found.total;
+    // The order may have changed since the page before.
+    const here = new Set([...$("queue-items").children].map((tile) => tile.dataset.index));
+    const further = found.items.filter((item) => !here.has(String(item.index)));
+    $("queue-items").append(...further.map((item) => this.queueTile(item)));
+    $("more").hidden = offset + found.items.length >= found.total;
     return found;
   }
 
   queueTile(item) {
     const tile = element("li"), button = element("button", "tile");
+    tile.dataset.index = item.index;
     button.append(picture(`/v1/queue/${item.index}/thumbnail.png`));
     if (item.prediction) {
       const wrong = item.correct === false;
@@ -114,10 +119,17 @@ export class Lists {
       mark.setAttribute("aria-label", `${mark.textContent} ${item.name}`);
       mark.onclick = async () => {
         try {
-          await api.mark(item.index, skipped ? "todo" : "skipped");
-          const beside = tile.nextElementSibling ?? tile.previousElementSibling;
-          tile.remove();
-          (beside?.querySelector("button") ?? $("refresh")).focus();
+          const state = skipped ? "todo" : "skipped";
+          await api.mark(item.index, state);
+          if (["todo", "skipped"].includes($("state").value)) {
+            const beside = tile.nextElementSibling ?? tile.previousElementSibling;
+            tile.remove();
+            (beside?.querySelector("button") ?? $("refresh")).focus();
+          } else { // the list goes on holding it
+            const instead = this.queueTile({ ...item, state });
+            tile.replaceWith(instead);
+            instead.querySelector(".row button").focus();
+          }
         } catch (problem) {
           this.complain(problem.message);
         }

@@ -72,6 +72,7 @@ export class EditedMap {
     this.columnCells = cells(width, map.w);
     this.past = [];
     this.future = [];
+    this.undone = [];
     this.reset();
   }
 
@@ -88,6 +89,7 @@ export class EditedMap {
   remember() {
     this.past.push(this.snapshot());
     if (this.past.length > 60) this.past.shift();
+    this.undone = this.future;
     this.future = [];
   }
 
@@ -107,7 +109,9 @@ export class EditedMap {
 
   // Give up what was begun with `remember`.
   abandon() {
-    if (this.past.length) this.restore(this.past.pop());
+    if (!this.past.length) return;
+    this.restore(this.past.pop());
+    this.future = this.undone;
   }
 
   undo() { return this.step(this.past, this.future); }
