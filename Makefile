@@ -19,7 +19,7 @@ demo: $(INSTALLED) ## Train on the embedded digits, show where the network looke
 	$(BIN)/abn demo
 
 test: $(INSTALLED) ## Run every test (under 10 minutes on two cores)
-	$(BIN)/python -m pytest -n 2 --dist loadscope
+	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 check: $(INSTALLED) ## Lint, format and type check
 	$(BIN)/ruff check src tests benchmarks

@@ -63,6 +63,15 @@ def saved(name: str, side: int, folder: Path) -> Path:
     return folder
 
 
+def written(folder: Path, sent: list[bytes]) -> Path:
+    """Write pictures as data that int8 takes its ranges from."""
+    for number, content in enumerate(sent):
+        path = folder / f"class{number % 2}" / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return folder
+
+
 class Running:
     """A server in a process of its own."""
 
@@ -211,10 +220,11 @@ def main() -> None:
         name, _, side = named.partition("@")
         with tempfile.TemporaryDirectory() as place:
             folder = saved(name, int(side), Path(place) / "model")
-            given: dict[str, Any] = {"attention_logits": True, "data": "random"}
-            ab.export(folder, folder.with_suffix(".onnx"), **given)
-            ab.export(folder, folder.with_suffix(".int8.onnx"), precision="int8", images=16, **given)
             sent, started = pictures(int(side)), commands(folder, options.port, options.batch)
+            ab.export(folder, folder.with_suffix(".onnx"), attention_logits=True, data="random")
+            data = str(written(Path(place) / "data", sent))
+            given: dict[str, Any] = {"precision": "int8", "data": data, "images": 8}
+            ab.export(folder, folder.with_suffix(".int8.onnx"), attention_logits=True, **given)
             rounds: list[dict[str, Any]] = []
             for turn in range(options.rounds):
                 order = list(started) if turn % 2 == 0 else list(reversed(started))

@@ -343,6 +343,7 @@ async function save() {
     label: facts.multitask ? labels : labels[headNames()[0]] ?? null,
     head: facts.multitask && Object.keys(opened.edited).length > 1 ? opened.head : null };
   opened.words = false;
+  $("saved-line").textContent = "";
   const reply = await attempt(async () => {
     await noteNext();
     return ofImage((id) => api.annotate(id, wanted));
