@@ -244,6 +244,7 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def process(run):
     command = [sys.executable, "-m", "attention_branch.cli", "serve", str(run), "--port", "0", "--max-body", "1"]
+    command += ["--engine", "torch"]  # the other exports the network first
     made = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=_interruptible
     )

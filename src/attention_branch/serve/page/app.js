@@ -267,8 +267,7 @@ async function ask() {
 
 // Ask something of the open image. The server keeps the last images only, and none when it was started anew: where it
 // has dropped this one, send the picture again and ask once more.
-async function ofImage(work) {
-  const opened = current;
+async function ofImage(work, opened = current) {
   try {
     return await work(opened.id);
   } catch (problem) {
@@ -346,7 +345,7 @@ async function save() {
   $("saved-line").textContent = "";
   const reply = await attempt(async () => {
     await noteNext();
-    return ofImage((id) => api.annotate(id, wanted));
+    return ofImage((id) => api.annotate(id, wanted), opened); // another may be open by now
   });
   if (!reply) opened.words ||= words;
   if (!reply || opened !== current) return;
