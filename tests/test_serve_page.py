@@ -584,6 +584,7 @@ def test_a_drawing_is_saved_for_its_own_picture_when_another_is_opened_meanwhile
     page.click("#save")
     page.once("dialog", lambda dialog: dialog.accept())
     upload(page, picture(50, (64, 64)), "other.png")
+    sync_api.expect(page.locator("#trace")).to_contain_text("other.png")
     with page.expect_response(lambda reply: reply.url.endswith("/annotation")):
         for route in waiting:
             route.continue_()
