@@ -5,7 +5,8 @@ A corrected map alone does not take a hint from a network, which may read it fro
 not look here" the picture is changed, and the label stays. CAIPI puts random numbers or other pictures there.
 
 Ours: it puts there what lies outside of other annotated pictures' human maps. So the surroundings are real ones, a hint
-in them is as frequent as before and says nothing, and no second object of another class comes in.
+in them is as frequent as before and says nothing. No second object comes in; its outline may, where another picture's
+surroundings fill the place that it leaves.
 """
 
 from typing import NamedTuple
