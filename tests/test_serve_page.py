@@ -412,6 +412,8 @@ def from_queue(page, number, state="todo"):
 def test_a_drawing_is_never_asked_or_saved_for_another_picture(served, page):
     """A server that was started again with other pictures has another one under the same number."""
     from_queue(page, 0)
+    # The maps beside would send the picture again too, and a saving that waits for theirs would share its refusal.
+    sync_api.expect(page.locator("#beside canvas")).to_have_count(len(served.server.predictor.facts.methods))
     page.route("**/v1/images", lambda route: route.continue_(post_data='{"queue": 5}'))
     before = held(served)
     served.server.state.cases._cases.clear()
