@@ -15,11 +15,19 @@ from attention_branch.models.gate import GatePlace, locate, prove
         (("resnet5", 3), "Did you mean .*'resnet50'"),
         (("resnet20", 1), "at least 2"),
         (("resnet20",), "either num_classes"),
+        (("resnet20", {"smiling": 2}), "not a whole number; several tasks go in heads"),
+        (("resnet20", 2.5), "2.5, not a whole number"),
     ],
 )
 def test_bad_names_and_numbers(arguments, words):
     with pytest.raises(ab.UserError, match=words):
         ab.create_model(*arguments)
+
+
+@pytest.mark.parametrize("heads", [{}, {"smiling": 0}, {"smiling": "2"}, ["smiling"]])
+def test_bad_heads(heads):
+    with pytest.raises(ab.UserError, match="heads must name at least one task"):
+        ab.create_model("resnet20", heads=heads)
 
 
 @pytest.mark.parametrize(

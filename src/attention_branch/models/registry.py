@@ -1,6 +1,8 @@
 """From a name to a network: every timm backbone that passes the proof, and the 32-pixel families."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
+from numbers import Integral
 from typing import Any
 
 import timm
@@ -154,15 +156,26 @@ def _config(
 ) -> ModelConfig:
     if (num_classes is None) == (heads is None):
         raise UserError("Give either num_classes (one task) or heads={name: number of classes} (several).")
-    if num_classes is not None and num_classes < 2:
-        raise UserError(f"num_classes is {num_classes}; a classifier needs at least 2.")
-    if heads is not None and (not heads or min(heads.values()) < 1):
+    if num_classes is not None:
+        if not isinstance(num_classes, Integral):
+            raise UserError(f"num_classes is {num_classes!r}, not a whole number; several tasks go in heads.")
+        num_classes = int(num_classes)
+        if num_classes < 2:
+            raise UserError(f"num_classes is {num_classes}; a classifier needs at least 2.")
+    if heads is not None and (not _whole_numbers(heads) or min(heads.values()) < 1):
         raise UserError("heads must name at least one task, each with 1 (one sigmoid logit) or more classes.")
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     return ModelConfig(
-        name=name, num_classes=num_classes, heads=dict(heads) if heads else None, image_size=size,
+        name=name,
+        num_classes=num_classes,
+        heads={task: int(count) for task, count in heads.items()} if heads else None,
+        image_size=size,
         backbone_options=dict(options),
-    )  # fmt: skip
+    )
+
+
+def _whole_numbers(heads: Any) -> bool:
+    return isinstance(heads, Mapping) and bool(heads) and all(isinstance(count, Integral) for count in heads.values())
 
 
 def build(config: ModelConfig, *, pretrained: bool = False) -> Network:
