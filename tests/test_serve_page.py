@@ -110,6 +110,7 @@ def page(served, browser):
 
 
 def upload(page, image, name="mine.png"):
+    sync_api.expect(page.locator("main[inert]")).to_have_count(0)
     page.set_input_files("#file", {"name": name, "mimeType": "image/png", "buffer": encoded(image)})
     sync_api.expect(page.locator("#reading li").first).to_be_visible()
 
@@ -650,6 +651,18 @@ def test_a_picture_that_the_server_dropped_is_sent_again_for_everything(served, 
     page.select_option("#class", label="dog")
     sync_api.expect(page.locator("#legend-what")).to_contain_text("CAM for 'dog'")
     sync_api.expect(page.locator("#message")).to_be_hidden()
+
+
+def test_nothing_can_be_clicked_before_the_page_is_ready(served, browser):
+    page, waiting = browser.new_page(), []
+    page.route("**/start.json", lambda route: waiting.append(route))
+    page.goto(served.address)
+    with pytest.raises(sync_api.TimeoutError):
+        page.click("#tab-queue", timeout=500)
+    waiting[0].continue_()
+    page.click("#tab-queue")
+    sync_api.expect(page.locator("#queue-items li").first).to_be_visible()
+    page.close()
 
 
 def test_a_network_without_a_branch_goes_through_the_queue(browser, tmp_path):

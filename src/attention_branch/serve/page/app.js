@@ -452,6 +452,8 @@ async function main() {
   $("train-command").textContent = `abn train --from ${run} --annotations ${quoted(facts.annotations)}`;
   layers.begin();
   wire(acts, stage, drawing);
+  // What is clicked before all is wired would be lost.
+  for (const part of document.querySelectorAll("[inert]")) part.inert = false;
   window.addEventListener("beforeunload", (event) => { if (dirty()) event.preventDefault(); });
   historyButtons();
   lists.begin();
