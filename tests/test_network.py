@@ -297,7 +297,7 @@ def test_a_copy_has_hooks_of_its_own(images):
 @pytest.mark.parametrize("heads", [None, {"a": 2, "b": 3}])
 def test_a_compiled_training_step_has_the_same_gradients(images, heads):
     """The graph that compilation captures, run by PyTorch's own kernels: hooks and flow are traced rightly."""
-    model = ab.create_model("resnet20", num_classes=None if heads else 3, heads=heads).double()
+    model = ab.create_model("resnet14", num_classes=None if heads else 3, heads=heads).double()
     twin = copy.deepcopy(model)
     torch._dynamo.reset()
     compiled = torch.compile(twin, fullgraph=True, backend="aot_eager")
@@ -311,7 +311,7 @@ def test_a_compiled_training_step_has_the_same_gradients(images, heads):
 
 @pytest.mark.heavy
 def test_inductor_agrees(images):
-    model = settled(ab.create_model("resnet20", num_classes=3), images).float()
+    model = settled(ab.create_model("resnet14", num_classes=3), images).float()
     torch._dynamo.reset()
     with torch.no_grad():
         for own, other in zip(model(images.float()), torch.compile(model)(images.float()), strict=True):

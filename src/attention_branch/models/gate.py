@@ -68,6 +68,26 @@ def output_until(backbone: nn.Module, name: str, images: Tensor) -> Any:
     raise RuntimeError(f"Module '{name}' did not run.")
 
 
+def outputs_of(backbone: nn.Module, names: tuple[str, ...], images: Tensor) -> tuple[list[Any], Any]:
+    """Return what the named modules put out for images, and the backbone's own answer, of one pass."""
+    seen: dict[str, Any] = {}
+
+    def watch(name: str) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            # The first run's, as `output_until` gives; a copy, because what follows may work in place.
+            seen.setdefault(name, output.clone() if isinstance(output, Tensor) else output)
+
+        return hook
+
+    handles = [backbone.get_submodule(name).register_forward_hook(watch(name)) for name in names]
+    try:
+        answer = backbone(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [seen[name] for name in names], answer
+
+
 def run_sequence(backbone: nn.Module, names: tuple[str, ...], x: Tensor) -> Tensor:
     """Run the named modules one after the other."""
     for name in names:
@@ -346,15 +366,13 @@ def prove(backbone: nn.Module, place: GatePlace, name: str, images: Tensor) -> P
     probe = perturbed(backbone, generator)
     images = images.double()
     with torch.no_grad():
-        features = output_until(probe, place.features, images)
-        logits = probe(images)
+        (features, ending), logits = outputs_of(probe, (place.features, place.stage[-1]), images)
         size = grid_size(features, place, images, probe)
         shape = (images.shape[0], 1, *size)
         with gated(probe, place, torch.ones(shape, dtype=images.dtype)):
             identity = relative_change(probe(images), logits)
         with gated(probe, place, 1 + torch.rand(shape, generator=generator, dtype=images.dtype)):
             effect = relative_change(probe(images), logits)
-        ending = output_until(probe, place.stage[-1], images)
         stage_reproduced = reproduces(lambda: run_sequence(probe, place.stage, features), ending)
         tail_reproduced = reproduces(lambda: probe.forward_head(run_sequence(probe, place.tail, features)), logits)
     if not (identity < 1e-9 and effect > 1e-3):

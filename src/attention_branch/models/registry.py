@@ -178,8 +178,11 @@ def _whole_numbers(heads: Any) -> bool:
     return isinstance(heads, Mapping) and bool(heads) and all(isinstance(count, Integral) for count in heads.values())
 
 
-def build(config: ModelConfig, *, pretrained: bool = False) -> Network:
-    """Build the network a configuration describes, fill in what its backbone fixes, and prove its gate."""
+def build(config: ModelConfig, *, pretrained: bool = False, weights_follow: bool = False) -> Network:
+    """Build the network a configuration describes, fill in what its backbone fixes, and prove its gate.
+
+    Where `weights_follow`, weights are loaded afterwards, and no draws are made for the branch's stage alone.
+    """
     if config.name.partition(":")[0] in ATTRIBUTE_SYSTEMS:
         return _attribute_system(config, pretrained)
     total = sum(config.heads.values()) if config.heads else int(config.num_classes or 0)
@@ -198,7 +201,7 @@ def build(config: ModelConfig, *, pretrained: bool = False) -> Network:
         features = output_until(backbone, place.features, images)
         size = grid_size(features, place, images, backbone)
         # From scratch the branch's stage starts from draws of its own, as in the paper; a pretrained one is a copy.
-        source = backbone if pretrained else _backbone(config, total, False).eval()
+        source = backbone if pretrained or weights_follow else _backbone(config, total, False).eval()
         choice = _stage(config, source, place, proof, features, size)
     sizes = list(config.heads.values()) if config.heads else [total]
     # The paper replaces VGG's fully connected layers by 3x3 convolutions in the branch; one, to the K classes, is our

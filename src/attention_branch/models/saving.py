@@ -258,7 +258,7 @@ def load_model(source: str | Path, *, device: str | torch.device = "cpu") -> Any
         tensors = safetensors.torch.load_file(folder / WEIGHTS)
     except SafetensorError as problem:
         raise UserError(f"'{folder / WEIGHTS}' is damaged ({problem}); save the network again.") from problem
-    model = build(ModelConfig.from_dict(values))
+    model = build(ModelConfig.from_dict(values), weights_follow=True)
     load_weights(model, tensors, folder / WEIGHTS)
     # The run above a network's own folder: there lies what was measured.
     model.loaded_from = Path(source) if Path(source).is_dir() else None
