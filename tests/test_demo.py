@@ -21,8 +21,8 @@ def tiny(monkeypatch):
     monkeypatch.setattr(demo, "recipe", small)
 
 
-def test_writes_what_it_promises(tiny, tmp_path):
-    summary = demo.run_demo(tmp_path / "demo", control=True)
+def test_writes_what_it_promises(tiny, tmp_path, monkeypatch, capsys):
+    summary = demo.run_demo(tmp_path / "demo")
     assert json.loads((tmp_path / "demo" / "summary.json").read_text()) == json.loads(json.dumps(summary))
     wanted = {"accuracy", "attention_accuracy", "pointing", "pointing_center", "pointing_random", "seconds"}
     assert wanted <= set(summary)
@@ -37,15 +37,15 @@ def test_writes_what_it_promises(tiny, tmp_path):
     assert len(list((tmp_path / "demo" / "explained" / "pictures").iterdir())) == 12
     assert ab.load_model(tmp_path / "demo").mechanism == summary["mechanism"]
     assert ab.load_model(tmp_path / "demo" / "control-none").mechanism == "none"
-    demo.run_demo(tmp_path / "demo", control=False)
+    monkeypatch.setattr(demo, "_SECONDS", 0.0)  # no time is left for the control
+    assert "controls" not in demo.run_demo(tmp_path / "demo")
+    assert "--control yes" in capsys.readouterr().out
     assert not (tmp_path / "demo" / "control-none").exists()
 
 
-def test_the_control_runs_if_time_allows(tiny, tmp_path, monkeypatch, capsys):
-    assert "controls" in demo.run_demo(tmp_path / "demo")
+def test_the_control_runs_where_it_is_asked_for(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "_SECONDS", 0.0)
-    assert "controls" not in demo.run_demo(tmp_path / "demo")
-    assert "--control yes" in capsys.readouterr().out
+    assert "controls" in demo.run_demo(tmp_path / "demo", control=True)
 
 
 def test_a_strangers_folder_is_left_alone(tmp_path):

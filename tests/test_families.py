@@ -56,6 +56,8 @@ CAPTURED_AS = {
     "densenet_bc": "densenet", "resnet65b": "resnet20", "wide_resnet": "resnet", "res2net": "resnet",
     "regnet": "resnet", "resnext": "resnet", "seresnet": "resnet", "vgg_bn": "vgg",
     "convnextv2": "convnext", "deit": "vit", "repvgg": "resnet", "dla": "resnet", "cspnet": "resnet",
+    "efficientnet": "mobilenetv3", "ghostnet": "mobilenetv3", "hgnet": "resnet", "nfnet": "resnet",
+    "resnetv2": "resnet", "vgg_cam": "vgg", "edgenext": "convnext",
 }  # fmt: skip
 # Of each layout of features and each kind of gate one is compiled too, which takes as long as the export again.
 COMPILED = {"resnet20", "resnet", "densenet", "mobilenetv3", "convnext", "swin", "vit", "eva02"}

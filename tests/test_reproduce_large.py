@@ -43,6 +43,7 @@ def jobs(tmp_path):
     cells = [Cell("resnet18", "celeba", arm) for arm in ("plain", "residual")]
     made = make_jobs(cells, origin, data, Protocol(epochs=2), [0], tmp_path / "runs", False)
     small = {"pretrained": False, "image_size": 64, "batch_size": 4, "maps": 0, "workers": 0}
+    small["model_options"] = ("channels=[8, 16, 32, 64]", "layers=[1, 1, 1, 1]")
     return [dataclasses.replace(job, config=dataclasses.replace(job.config, **small)) for job in made]
 
 

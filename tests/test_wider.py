@@ -35,8 +35,7 @@ def layers(model):
 @pytest.mark.parametrize(
     ("name", "classes"),
     [
-        *((name, 100) for name in ("resnet14", "wrn_28_10")),
-        *((name, 100) for name in ("densenet_bc_100_12", "resnext29_8x64d")),
+        *((name, 100) for name in ("resnet14", "densenet_bc_100_12", "resnext29_8x64d")),
         *((name, 1000) for name in ("seresnet50", "vgg16_bn")),
     ],
 )
