@@ -22,7 +22,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED) ## Train on the embedded digits, show where the network looked (about 3 minutes)
 	$(BIN)/abn demo
 
-test: $(INSTALLED) ## Run every test (about 17 minutes on two slow cores)
+test: $(INSTALLED) ## Run every test (about 12 minutes on two slow cores)
 	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 check: $(INSTALLED) ## Lint, format and type check
