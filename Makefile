@@ -19,7 +19,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: $(INSTALLED) ## Train on the embedded digits, show where the network looked (about 3 minutes)
+demo: $(INSTALLED) ## Train on the embedded digits, show where the network looked (2 to 6 minutes)
 	$(BIN)/abn demo
 
 test: $(INSTALLED) ## Run every test (about 12 minutes on two slow cores)
