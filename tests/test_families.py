@@ -7,8 +7,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import attention_branch as ab
 from attention_branch.models.gate import run_sequence
 
-# family: (backbone, image size, options). An image size in the options builds a network of fixed size for it; fewer
-# blocks in a stage are what the gate sees of more.
+# family: (backbone, image size, options). An image size in the options builds a network of fixed size for it. Stages
+# of few blocks will do: the gate sits between stages, or in the last blocks.
 CONVOLUTIONAL = {
     "resnet20": ("resnet20", 32, {}),
     "resnet65b": ("resnet65b", 32, {}),
